@@ -1,0 +1,41 @@
+"""Errors a user can act on.
+
+Each is one sentence: which argument, which rule, which value, which way out. Every class also derives from the built-in
+exception that plain Python or scikit-learn code would expect (`ValueError`, `OSError`, `MemoryError`, `RuntimeError`).
+"""
+
+
+class StreamCNNError(Exception):
+    """Base of all errors that streamcnn raises on purpose."""
+
+
+class ParameterError(StreamCNNError, ValueError):
+    """A parameter breaks its rule."""
+
+
+class DataError(StreamCNNError, ValueError):
+    """Images, labels or features have the wrong shape, type or content."""
+
+
+class FileError(StreamCNNError, OSError):
+    """A file or folder is missing, unreadable or not what it should be."""
+
+
+class StoreError(FileError):
+    """A feature store cannot be used as asked."""
+
+
+class ModelError(FileError):
+    """A model file cannot be used as asked."""
+
+
+class FilterBankError(StreamCNNError, ValueError):
+    """A filter bank cannot be filled under its similarity rule."""
+
+
+class DeviceError(StreamCNNError, RuntimeError):
+    """The device asked for is not there."""
+
+
+class MemoryBudgetError(StreamCNNError, MemoryError):
+    """The job does not fit under the memory limit."""

@@ -1,0 +1,69 @@
+"""Blocks of rows at fixed places: the unit in which every floating-point result is computed.
+
+The same matrix product cut into other blocks has other last bits. So all linear algebra runs on blocks of a fixed number of
+rows that start at multiples of that number, the last one padded with zeros, however the rows arrive.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+BLOCK_ROWS = 512
+
+
+class Rows(Protocol):
+    """Rows that can be read again and again, from any place: a store, or images convolved on demand."""
+
+    n_rows: int
+    n_features: int
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Fill `out[:stop - start]` (float32) with rows `start` to `stop`."""
+
+
+class ArrayRows:
+    """A 2-D array seen as `Rows`."""
+
+    def __init__(self, array):
+        self.array = array
+        self.n_rows, self.n_features = array.shape
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> None:
+        out[: stop - start] = self.array[start:stop]
+
+
+def iter_blocks(rows: Rows, block: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Read `rows` block by block into `block` (block_rows, n_features), zero-padding the last.
+
+    Yields
+    ------
+    (start, n_valid) : int, int
+        First row of the block and how many of its rows are real.
+    """
+    size = len(block)
+    for start in range(0, rows.n_rows, size):
+        n_valid = min(size, rows.n_rows - start)
+        rows.read(start, start + n_valid, block)
+        block[n_valid:] = 0
+        yield start, n_valid
+
+
+def recut(batches: Iterable[np.ndarray], block: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Like `iter_blocks` for rows that arrive in batches of any size: the same blocks whatever the batches.
+
+    Each batch is (m, n_features); `block` is filled in turn and must be used before the next step.
+    """
+    size, start, filled = len(block), 0, 0
+    for batch in batches:
+        taken = 0
+        while taken < len(batch):
+            n = min(size - filled, len(batch) - taken)
+            block[filled : filled + n] = batch[taken : taken + n]
+            filled, taken = filled + n, taken + n
+            if filled == size:
+                yield start, size
+                start, filled = start + size, 0
+    if filled:
+        block[filled:] = 0
+        yield start, filled
