@@ -9,7 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
-BLOCK_ROWS = 512
+
+def block_rows(n_features: int) -> int:
+    """Rows of a block: a power of two from 64 to 1024 that keeps a float32 block near 8 MiB; follows the width alone."""
+    fitting = max(1, (8 << 20) // (4 * n_features))
+    return min(1024, max(64, 1 << (fitting.bit_length() - 1)))
 
 
 class Rows(Protocol):
@@ -67,3 +71,18 @@ def recut(batches: Iterable[np.ndarray], block: np.ndarray) -> Iterator[tuple[in
     if filled:
         block[filled:] = 0
         yield start, filled
+
+
+def row_hash(seed: int, rows) -> np.ndarray:
+    """A uint64 for each row number, by which rows are chosen: the same for the same seed wherever and in what order it is asked.
+
+    The finaliser of SplitMix64 (Steele, Lea & Flood 2014), first over the seed, then over seed + row.
+    """
+    return _mix(_mix(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], np.uint64)) + np.asarray(rows).astype(np.uint64))
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

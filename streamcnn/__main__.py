@@ -1,0 +1,7 @@
+"""`python -m streamcnn`."""
+
+import sys
+
+from streamcnn.cli import main
+
+sys.exit(main())

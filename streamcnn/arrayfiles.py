@@ -1,0 +1,308 @@
+"""Images in `.npy` files, memory-mapped files and `.npz` members, read as bytes into reused buffers.
+
+Pages of a memory map that are touched count as this process's memory, bytes that are read do not: so maps are read as files.
+"""
+
+import mmap
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from streamcnn.errors import DataError, FileError
+from streamcnn.labels import encode_labels
+from streamcnn.sources import PIECE_BYTES, ImageSource, check_finite, deliver, resolve_shape
+
+_UNZIP_BYTES = 1 << 20
+
+
+def read_npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype, int]:
+    """(shape, dtype, offset of the first value) of a `.npy` stream in C order.
+
+    Raises
+    ------
+    FileError
+        When it is no `.npy` stream.
+    DataError
+        For Fortran order and object types.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+        else:
+            raise ValueError(f"version {version} of the format is for records")
+        offset = file.tell()
+    except (ValueError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, OSError) as error:
+        raise FileError(f"{where}: not a .npy file ({first_line(error)})") from None
+    if dtype.hasobject:
+        raise DataError(f"{where}: holds Python objects, which are never loaded; save numbers or strings instead")
+    if fortran and len(shape) > 1:
+        raise DataError(f"{where}: is in Fortran order; save numpy.ascontiguousarray(images) instead")
+    return shape, dtype, offset
+
+
+def first_line(error: BaseException) -> str:
+    """The reason in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class _ByteSource(ImageSource):
+    """Images that lie one after another in a stream of bytes."""
+
+    _buffer: np.ndarray | None = None
+
+    def _read_bytes(self, offset: int, view: memoryview) -> None:
+        """Fill `view` from byte `offset` of the pixels."""
+        raise NotImplementedError
+
+    @property
+    def _direct(self) -> bool:
+        return self.stored_dtype == self.dtype or self.stored_dtype.kind == "b"
+
+    @property
+    def _piece_values(self) -> int:
+        return min(PIECE_BYTES // self.stored_dtype.itemsize, self.n_samples * self.row_values)
+
+    def _fill(self, start, stop, out):
+        values, item = out.reshape(-1), self.stored_dtype.itemsize
+        first = start * self.row_values
+        if self._direct:
+            self._read_bytes(first * item, memoryview(values.view(np.uint8)))
+            if self.stored_dtype.kind == "b":
+                np.minimum(values, 1, out=values)
+            if self.dtype.kind == "f":
+                check_finite(values, values, first, self.row_values)
+            return
+        if self._buffer is None:
+            self._buffer = np.empty(self._piece_values, self.stored_dtype)
+        for done in range(0, len(values), len(self._buffer)):
+            part = values[done : done + len(self._buffer)]
+            stored = self._buffer[: len(part)]
+            self._read_bytes((first + done) * item, memoryview(stored.view(np.uint8)))
+            deliver(stored, part)
+            if self.stored_dtype.kind == "f":
+                check_finite(stored, part, first + done, self.row_values)
+
+    def _scratch(self, chunk_size):
+        return {} if self._direct else {"conversion": self._piece_values * self.stored_dtype.itemsize}
+
+    def close(self):
+        self._buffer = None
+
+    def __getstate__(self):
+        return {**self.__dict__, "_buffer": None}
+
+
+class FlatFileSource(_ByteSource):
+    """Images that lie in a file from byte `offset` on, in C order: a `.npy` file or a memory-mapped one."""
+
+    path: Path
+    _file: Any = None
+
+    def __init__(self, path: Path, shape, dtype, offset: int, *, kind: str, image_shape=None, labels=None):
+        super().__init__(shape[0], resolve_shape(shape, image_shape), dtype, labels)
+        self.path, self.kind, self.offset = path, kind, offset
+        missing = offset + self.nbytes_ - path.stat().st_size
+        if missing > 0:
+            raise FileError(f"{path}: is truncated, {missing} bytes of the pixels are missing")
+
+    def _read_bytes(self, offset, view):
+        try:
+            if self._file is None:
+                self._file = self.path.open("rb", buffering=0)
+            self._file.seek(self.offset + offset)
+            read_fully(self._file, view, str(self.path))
+        except OSError as error:
+            if isinstance(error, FileError):
+                raise
+            raise FileError(f"{self.path}: cannot be read ({first_line(error)})") from error
+
+    def close(self):
+        super().close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "_file": None}
+
+    def _identity(self):
+        return {**super()._identity(), **file_facts(self.path), "offset": self.offset}
+
+
+def read_fully(file, view: memoryview, where: str) -> None:
+    """Fill `view` from `file.readinto`, which may give less than asked for.
+
+    Raises
+    ------
+    FileError
+        When the file ends before.
+    """
+    done = 0
+    while done < len(view):
+        count = file.readinto(view[done:])
+        if not count:
+            raise FileError(f"{where}: is truncated, it ends {len(view) - done} bytes too early")
+        done += count
+
+
+def file_facts(path: Path) -> dict[str, int]:
+    """Size and time of change of a file: what stands for its content in a fingerprint."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({first_line(error)})") from error
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def memmap_origin(array: np.ndarray) -> tuple[Path, int] | None:
+    """(file, byte offset) where the values of `array` lie, when it is a C-ordered view of a memory-mapped file.
+
+    None for other arrays, for copy-on-write maps (the file does not have their changes) and for files that are gone.
+    """
+    if not array.flags.c_contiguous:
+        return None
+    root: Any = array
+    while isinstance(root, np.ndarray) and not isinstance(root.base, mmap.mmap):
+        root = root.base
+    if not isinstance(root, np.memmap) or root.filename is None or root.mode == "c":
+        return None
+    path = Path(os.fspath(root.filename))
+    offset = root.offset + array.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    if not path.is_file() or path.stat().st_size < offset + array.nbytes:
+        return None
+    root.flush()
+    return path, offset
+
+
+def open_npy(path: Path, labels, image_shape, need_labels: bool) -> FlatFileSource:
+    """A `.npy` file; without `labels` those of a sibling `<stem>_labels.npy` if there is one."""
+    with path.open("rb") as file:
+        shape, dtype, offset = read_npy_header(file, str(path))
+    resolve_shape(shape, image_shape)
+    n_samples = shape[0]
+    sibling = path.with_name(f"{path.stem}_labels.npy")
+    source = "labels"
+    if labels is None and sibling.is_file():
+        source = str(sibling)
+        with sibling.open("rb") as file:
+            labels = read_labels_stream(file, source, n_samples)
+    elif labels is None and need_labels:
+        raise DataError(f"{path}: has no labels; give labels=, or save them beside it as {sibling.name}")
+    encoded = None if labels is None else encode_labels(labels, n_samples, source)
+    return FlatFileSource(path, shape, dtype, offset, kind="npy", image_shape=image_shape, labels=encoded)
+
+
+def read_labels_stream(file: IO[bytes], where: str, n_samples: int) -> np.ndarray:
+    """Labels from a `.npy` stream; their number is checked before they are read, so a false header costs no memory."""
+    shape, dtype, _ = read_npy_header(file, where)
+    if shape not in ((n_samples,), (n_samples, 1)):
+        raise DataError(f"{where}: must hold one label for each of the {n_samples} images, got shape {shape}")
+    values = np.empty(shape, dtype)
+    read_fully(file, memoryview(values.reshape(-1).view(np.uint8)), where)
+    return values
+
+
+class NpzSource(_ByteSource):
+    """A member of a `.npz` file, unpacked in a stream: reading forward goes on, reading backward starts again."""
+
+    kind = "npz"
+    path: Path
+    _zip: Any = None
+    _member: Any = None
+    _at = 0
+
+    def __init__(self, path: Path, key: str, shape, dtype, offset: int, image_shape=None, labels=None):
+        super().__init__(shape[0], resolve_shape(shape, image_shape), dtype, labels)
+        self.path, self.key, self.offset = path, key, offset
+
+    def _read_bytes(self, offset, view):
+        where = f"{self.path}, member {self.key}"
+        try:
+            target = self.offset + offset
+            if self._member is None or target < self._at:
+                self.close_member()
+                self._zip = zipfile.ZipFile(self.path)
+                self._member, self._at = self._zip.open(f"{self.key}.npy"), 0
+            while self._at < target:
+                skipped = len(self._member.read(min(_UNZIP_BYTES, target - self._at)))
+                if not skipped:
+                    raise FileError(f"{where}: is truncated")
+                self._at += skipped
+            for done in range(0, len(view), _UNZIP_BYTES):
+                piece = view[done : done + _UNZIP_BYTES]
+                read_fully(self._member, piece, where)
+                self._at += len(piece)
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, RuntimeError, NotImplementedError) as error:
+            self.close_member()
+            if isinstance(error, FileError):
+                raise
+            raise FileError(f"{where}: cannot be read ({first_line(error)})") from error
+
+    def close_member(self) -> None:
+        """Close the stream, so that the next read starts it again."""
+        if self._zip is not None:
+            if self._member is not None:
+                self._member.close()
+            self._zip.close()
+        self._zip = self._member = None
+
+    def close(self):
+        super().close()
+        self.close_member()
+
+    def _scratch(self, chunk_size):
+        # compressed input, unpacked output and the copy handed over, each of one step
+        return {**super()._scratch(chunk_size), "unzip": 3 * _UNZIP_BYTES}
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "_zip": None, "_member": None, "_at": 0}
+
+    def _identity(self):
+        return {**super()._identity(), **file_facts(self.path), "key": self.key}
+
+
+def open_npz(path: Path, labels, images_key, labels_key, image_shape, need_labels: bool) -> NpzSource:
+    """A `.npz` file with `images` and `labels`, or `X` and `y`, or the members named."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            keys = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            images_key = _choose(images_key, ("images", "X"), keys, path, "images_key")
+            if images_key is None:
+                raise FileError(f"{path}: has no member images or X; give images_key= one of {', '.join(keys) or '(none there)'}")
+            with archive.open(f"{images_key}.npy") as member:
+                shape, dtype, offset = read_npy_header(member, f"{path}, member {images_key}")
+            resolve_shape(shape, image_shape)
+            n_samples = shape[0]
+            stored = archive.getinfo(f"{images_key}.npy").file_size - offset
+            declared = int(np.prod(shape, dtype=object)) * dtype.itemsize
+            if stored != declared:
+                raise FileError(f"{path}, member {images_key}: its header promises {declared} bytes, {stored} are stored")
+            source = "labels"
+            if labels is None:
+                labels_key = _choose(labels_key, ("labels", "y"), keys, path, "labels_key")
+                if labels_key is None and need_labels:
+                    raise DataError(f"{path}: has no member labels or y; give labels= or labels_key= one of {', '.join(keys)}")
+                if labels_key is not None:
+                    source = f"{path}, member {labels_key}"
+                    with archive.open(f"{labels_key}.npy") as member:
+                        labels = read_labels_stream(member, source, n_samples)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise FileError(f"{path}: not a readable .npz file ({first_line(error)})") from None
+    encoded = None if labels is None else encode_labels(labels, n_samples, source)
+    return NpzSource(path, images_key, shape, dtype, offset, image_shape, encoded)
+
+
+def _choose(key: str | None, usual: tuple[str, ...], keys: list[str], path: Path, argument: str) -> str | None:
+    """`key`, which must be there, or the first usual one that is there."""
+    if key is None:
+        return next((name for name in usual if name in keys), None)
+    if key not in keys:
+        raise FileError(f"{path}: {argument} is {key!r} but the file holds {', '.join(keys) or 'no arrays'}")
+    return key

@@ -1,0 +1,126 @@
+"""The command line: `streamcnn`, also `python -m streamcnn`.
+
+Human text goes to standard error; `--json` prints one object on standard output. Exit codes: 0 done, 1 an error of ours in one clear
+line, 2 usage, 130 interrupted and resumable.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from streamcnn.errors import StreamCNNError
+
+Command = Callable[[argparse.Namespace], dict[str, Any]]
+
+
+def _common(parser: argparse.ArgumentParser, *, training: bool = False, data: bool = True) -> None:
+    parser.add_argument("--memory-limit", metavar="SIZE", help='resident memory of the whole process, such as "1GiB"')
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or naive")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads; all cores if left away")
+    if training:
+        parser.add_argument("--preset", metavar="NAME", help="fast or lee2017")
+        parser.add_argument("--seed", type=int, default=0, metavar="N")
+    if data:
+        parser.add_argument("--images-key", metavar="KEY", help="data set of the images in an .h5 or .npz file")
+        parser.add_argument("--labels-key", metavar="KEY", help="data set of the labels")
+        parser.add_argument("--skip-bad", action="store_true", help="leave out image files that cannot be read, up to 1 %%")
+        parser.add_argument("--image-size", metavar="HxW[xC]", help="resize image files, for example 96x96 or 96x96x3")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model", "values that override the preset's")
+    group.add_argument("--n-components", metavar="N", help='width after PCA: a number, "auto" or "none"')
+    group.add_argument("--pca-solver", metavar="NAME", help="auto, covariance or incremental")
+    group.add_argument("--kernel", metavar="NAME", help="auto, linear or rbf")
+    group.add_argument("--C", metavar="X", help='SVM penalty: a number or "auto"')
+    group.add_argument("--gamma", metavar="X", help='RBF width: a number, "auto" or "scale"')
+    group.add_argument("--class-weight", choices=["balanced"], help="weigh classes by their frequency")
+    group.add_argument("--feature-dtype", metavar="NAME", help="float16 or float32")
+    group.add_argument("--keep-features", choices=["auto", "yes", "no"], default="auto", help="keep feature rows on disk, or convolve again")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and flags."""
+    from importlib.metadata import version
+
+    parser = argparse.ArgumentParser("streamcnn", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"streamcnn {version('streamcnn')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    demo = add("demo", "the whole job on digits enlarged to a data set twice the memory limit")
+    _common(demo, training=True, data=False)
+    demo.add_argument("--images", type=int, default=262_144, metavar="N", help="images to make (262,144 is 1 GiB)")
+
+    plan = add("plan", "print what a fit would take; nothing is run")
+    plan.add_argument("data")
+    _common(plan, training=True)
+    _model_options(plan)
+
+    fit = add("fit", "train a model")
+    fit.add_argument("data")
+    fit.add_argument("--model", required=True, metavar="M.h5", help="file to write")
+    fit.add_argument("--store", metavar="DIR", help="folder for features and finished stages, kept for later fits")
+    fit.add_argument("--test", metavar="DATA2", help="labelled images to evaluate the model on")
+    fit.add_argument("--resume", action="store_true", help="continue an interrupted fit; refuses other data or parameters")
+    _common(fit, training=True)
+    _model_options(fit)
+
+    predict = add("predict", "label images with a model: CSV of index, path, label, score")
+    predict.add_argument("model")
+    predict.add_argument("data", help="images with or without labels, a flat folder, or one image")
+    predict.add_argument("--output", metavar="FILE.csv", help="write there instead of to standard output")
+    _common(predict)
+
+    evaluate = add("evaluate", "accuracy, recall per class and confusion of a model on labelled images")
+    evaluate.add_argument("model")
+    evaluate.add_argument("data")
+    _common(evaluate)
+
+    reproduce = add("reproduce", "the table of a paper")
+    reproduce.add_argument("paper", choices=["lee2017"])
+    reproduce.add_argument("folder", help="the standard cropped Extended Yale B folder")
+    reproduce.add_argument("--seeds", type=int, default=1, metavar="N", help="repeat with N seeds: mean and spread")
+    _common(reproduce, training=True, data=False)
+
+    for name, text in (("verify", "check a store or a model against its checksums and hashes"), ("info", "describe a store or a model")):
+        command = add(name, text)
+        command.add_argument("path")
+        command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    parsed = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    warnings.showwarning = _show_warning
+    try:
+        # numba and scikit-learn take a second to import, which --help should not
+        from streamcnn import commands
+
+        command: Command = getattr(commands, parsed.command)
+        result = command(parsed)
+        if parsed.json:
+            sys.stdout.write(json.dumps(result) + "\n")
+    except StreamCNNError as error:
+        sys.stderr.write(f"streamcnn: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("streamcnn: interrupted; the same command with --resume continues from the last finished part\n")
+        return 130
+    except BrokenPipeError:  # the reader of standard output has gone, as `| head` does
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    sys.stderr.write(f"streamcnn: warning: {message}\n")

@@ -1,0 +1,344 @@
+"""What each command of the command line does; each returns its JSON object."""
+
+import argparse
+import csv
+import json
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamcnn.errors import FileError, ParameterError
+from streamcnn.evaluate import evaluate as evaluate_model
+from streamcnn.files import check_output_file, replacing, scratch_folder
+from streamcnn.images import ImageSource, open_images
+from streamcnn.kernels import resolve_device
+from streamcnn.memory import MemoryMonitor, format_bytes, parse_bytes, resolve_limit
+from streamcnn.model import Model, fit_model, load_model, prediction_chunk
+from streamcnn.plan import make_plan
+from streamcnn.presets import Settings, resolve_settings
+from streamcnn.progress import Progress
+from streamcnn.store import FeatureStore
+from streamcnn.threads import resolve_n_jobs
+
+RESULT_KEYS = (
+    "accuracy n_train n_test seconds stage_seconds memory_limit_bytes peak_rss_bytes planned_peak_bytes data_bytes store_bytes "
+    "device preset seed n_jobs resumed model"
+).split()
+
+
+def _result(**values: Any) -> dict[str, Any]:
+    """The common keys, null where not applicable, and what else the command has."""
+    return {key: None for key in RESULT_KEYS} | values
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _number(name: str, text: str | None) -> Any:
+    if text is None or text in ("auto", "scale"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ParameterError(f'{name} must be a number or "auto", got {text!r}') from None
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    values: dict[str, Any] = {"device": args.device}
+    if hasattr(args, "n_components"):
+        components: Any = args.n_components
+        if components is not None and components != "auto":
+            if components != "none" and not components.isdigit():
+                raise ParameterError(f'--n-components must be a positive whole number, "auto" or "none", got {components!r}')
+            components = None if components == "none" else int(components)
+        if args.n_components is not None:
+            values["n_components"] = components
+        for name in ("pca_solver", "kernel", "class_weight", "feature_dtype"):
+            values[name] = getattr(args, name)
+        values |= {"C": _number("--C", args.C), "gamma": _number("--gamma", args.gamma)}
+        values["keep_features"] = {"auto": "auto", "yes": True, "no": False}[args.keep_features]
+    if not 0 <= args.seed < 2**32:
+        raise ParameterError(f"--seed must be a whole number from 0 to 2**32 - 1, got {args.seed}")
+    return resolve_settings(args.preset or "fast", n_jobs=resolve_n_jobs(args.threads), seed=args.seed, **values)
+
+
+def _image_shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+x\d+(x\d+)?", text):
+        raise ParameterError(f"--image-size must look like 96x96 or 96x96x3, got {text!r}")
+    return tuple(int(part) for part in text.split("x"))
+
+
+def _open(
+    args: argparse.Namespace, path: str, need_labels: bool, image_shape: tuple[int, ...] | None = None, store: Path | None = None
+) -> ImageSource:
+    """Open DATA with the common flags; files that an earlier run into `store` found bad are left out without reading all again."""
+    options: dict[str, Any] = {"images_key": args.images_key, "labels_key": args.labels_key, "need_labels": need_labels}
+    options["image_shape"] = _image_shape(args.image_size) or image_shape
+    if args.skip_bad:
+        options["on_error"] = "skip"
+        if store is not None and (store / "config.json").exists():
+            config = FeatureStore(store).config
+            known = [tuple(bad) for bad in config.get("bad_files", [])]
+            source = open_images(path, **options, known_bad=known)
+            if source.fingerprint() == config.get("fingerprint"):
+                return source
+            source.close()
+    source = open_images(path, **options)
+    for name, reason in source.bad_files:
+        _say(f"left out: {name}: {reason}")
+    return source
+
+
+def plan(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn plan DATA`."""
+    settings, limit = _settings(args), resolve_limit(args.memory_limit)
+    with _open(args, args.data, need_labels=True) as source:
+        result = make_plan(source, settings, limit, None)
+    _say(str(result))
+    return result.to_dict()
+
+
+def fit(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn fit DATA --model M.h5`."""
+    settings, limit, model_path = _settings(args), resolve_limit(args.memory_limit), Path(args.model)
+    check_output_file(model_path, "--model")
+    store = Path(args.store) if args.store else model_path.with_name(model_path.name + ".store")
+    with _open(args, args.data, need_labels=True, store=store) as source:
+        test = None
+        if args.test:
+            test = _open(args, args.test, need_labels=True)
+        result, _ = _fit(args, source, test, settings, limit, store, model_path)
+    if not args.store:
+        shutil.rmtree(store, ignore_errors=True)
+        result["store_bytes"] = None
+    _say_result(result)
+    return result
+
+
+def _fit(
+    args: argparse.Namespace,
+    source: ImageSource,
+    test: ImageSource | None,
+    settings: Settings,
+    limit: int,
+    store: Path | None,
+    model_path: Path | None,
+) -> tuple[dict[str, Any], Model]:
+    start = time.perf_counter()
+    with MemoryMonitor(limit) as monitor:
+        progress = Progress(1, monitor)
+        model, report = fit_model(source, settings, store, limit, progress, monitor, getattr(args, "resume", False))
+        if model_path is not None:
+            model.save(model_path)
+        seconds = time.perf_counter() - start
+        measured: dict[str, Any] = {}
+        planned = report.plan.peak_bytes
+        if test is not None:
+            measured, test_peak = _evaluate(model, test, settings.n_jobs, limit, progress, report.stage_seconds, monitor)
+            planned = max(planned, test_peak)
+    result = _result(
+        **measured,
+        n_train=source.n_samples,
+        seconds=seconds,
+        stage_seconds=report.stage_seconds,
+        memory_limit_bytes=limit,
+        peak_rss_bytes=monitor.peak_bytes,
+        planned_peak_bytes=planned,
+        data_bytes=source.nbytes_,
+        store_bytes=report.store_bytes,
+        device=model.header["settings"]["device"],
+        preset=settings.preset,
+        seed=settings.seed,
+        n_jobs=settings.n_jobs,
+        resumed=report.resumed,
+        model=None if model_path is None else str(model_path),
+        reused=report.reused,
+        peak_exact=monitor.exact,
+        skipped=[list(map(str, bad)) for bad in source.bad_files],
+    )
+    return result, model
+
+
+def _evaluate(
+    model: Model, source: ImageSource, n_jobs: int, limit: int, progress: Progress, seconds: dict[str, float], monitor: MemoryMonitor
+) -> tuple[dict[str, Any], int]:
+    chunk, planned = prediction_chunk(model, source, n_jobs, limit)
+    start = time.perf_counter()
+    with monitor.stage("evaluate"), progress.bar("evaluate", source.n_samples) as update:
+        measured = evaluate_model(model, source, chunk, n_jobs, model.header["settings"]["device"], update)
+    seconds["evaluate"] = time.perf_counter() - start
+    return measured, planned
+
+
+def _say_result(result: dict[str, Any]) -> None:
+    if result["accuracy"] is not None and not isinstance(result["accuracy"], dict):
+        _say(f"accuracy        {100 * result['accuracy']:.2f} % on {result['n_test']} images")
+    if result["seconds"] is not None:
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in (result["stage_seconds"] or {}).items())
+        _say(f"seconds         {result['seconds']:.1f} ({stages})")
+    _say(
+        f"peak memory     {format_bytes(result['peak_rss_bytes'])} of {format_bytes(result['memory_limit_bytes'])} allowed, "
+        f"{format_bytes(result['planned_peak_bytes'])} planned; data {format_bytes(result['data_bytes'])}"
+    )
+    if result["model"]:
+        _say(f"model           {result['model']}")
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn evaluate M.h5 DATA`."""
+    limit, n_jobs = resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
+    model = load_model(args.model)
+    start, seconds = time.perf_counter(), {}
+    with _open(args, args.data, need_labels=True) as source, MemoryMonitor(limit) as monitor:
+        measured, planned = _evaluate(model, source, n_jobs, limit, Progress(1, monitor), seconds, monitor)
+        data_bytes = source.nbytes_
+    header = model.header["settings"]
+    result = _result(
+        **measured,
+        n_train=model.header["n_train"],
+        seconds=time.perf_counter() - start,
+        stage_seconds=seconds,
+        memory_limit_bytes=limit,
+        peak_rss_bytes=monitor.peak_bytes,
+        planned_peak_bytes=planned,
+        data_bytes=data_bytes,
+        device=resolve_device(args.device),
+        preset=header["preset"],
+        seed=header["seed"],
+        n_jobs=n_jobs,
+        model=args.model,
+    )
+    _say_result(result)
+    for name, recall in result["recall"].items():
+        _say(f"  recall {name:<20} {'no images' if recall is None else f'{100 * recall:.2f} %'}")
+    return result
+
+
+def predict(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn predict M.h5 DATA`."""
+    limit, n_jobs = resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
+    model = load_model(args.model)
+    output = Path(args.output) if args.output else None
+    if output is not None:
+        check_output_file(output, "--output")
+    start = time.perf_counter()
+    with _open(args, args.data, need_labels=False) as source, MemoryMonitor(limit) as monitor:
+        chunk, planned = prediction_chunk(model, source, n_jobs, limit)
+        progress = Progress(1, monitor)
+        if output is not None:
+            with replacing(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+                _write_predictions(model, source, chunk, n_jobs, progress, file)
+        else:
+            # with --json standard output belongs to the one object
+            _write_predictions(model, source, chunk, n_jobs, progress, sys.stderr if args.json else sys.stdout)
+        n, data_bytes = source.n_samples, source.nbytes_
+    return {
+        "n_images": n,
+        "seconds": time.perf_counter() - start,
+        "memory_limit_bytes": limit,
+        "peak_rss_bytes": monitor.peak_bytes,
+        "planned_peak_bytes": planned,
+        "data_bytes": data_bytes,
+        "device": resolve_device(args.device),
+        "n_jobs": n_jobs,
+        "model": args.model,
+        "output": args.output,
+        "skipped": [list(map(str, bad)) for bad in source.bad_files],
+    }
+
+
+def _write_predictions(model: Model, source: ImageSource, chunk: int, n_jobs: int, progress: Progress, file: Any) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["index", "path", "label", "score"])
+    with progress.bar("predict", source.n_samples) as update:
+        for start, decisions in model.decisions(source, chunk, n_jobs, model.header["settings"]["device"], update):
+            codes = model.labels_of(decisions)
+            scores = np.abs(decisions) if decisions.ndim == 1 else decisions[np.arange(len(codes)), codes]
+            for i, (code, score) in enumerate(zip(codes, scores), start=start):
+                writer.writerow([i, source.name_of(i), model.classes_[code], f"{score:.6g}"])
+
+
+def demo(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn demo`: the whole job on digits larger than the memory limit."""
+    from streamcnn.demo import make_data, warm_up
+
+    args.memory_limit = args.memory_limit or "512MiB"
+    settings, limit = _settings(args), parse_bytes(args.memory_limit)
+    folder = scratch_folder()
+    try:
+        warm = time.perf_counter()
+        warm_up(settings)
+        compiled = time.perf_counter()
+        train_path, test_path = make_data(folder, args.images, settings.seed, Progress(1))
+        made = time.perf_counter()
+        with open_images(train_path) as source, open_images(test_path) as test:
+            result, _ = _fit(args, source, test, settings, limit, folder / "store", None)
+            result["data_bytes"] = source.nbytes_ + test.nbytes_
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    result |= {"compile_seconds": compiled - warm, "data_seconds": made - compiled}
+    _say_result(result)
+    _say(f"apart from that {result['compile_seconds']:.1f} s to compile kernels, {result['data_seconds']:.1f} s to make the data")
+    return result
+
+
+def reproduce(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn reproduce lee2017 FOLDER`."""
+    from streamcnn.reproduce import lee2017
+
+    args.preset = args.preset or "lee2017"
+    limit = resolve_limit(args.memory_limit)
+    if args.seeds < 1:
+        raise ParameterError(f"--seeds must be at least 1, got {args.seeds}")
+    result, table = lee2017(args.folder, _settings(args), limit, args.seeds)
+    _say(table)
+    return _result(**result)
+
+
+def verify(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn verify PATH`."""
+    path = Path(args.path)
+    if path.is_dir():
+        store = FeatureStore(path)
+        problems = store.verify()
+        shards = len(store.shards("features")) + len(store.shards("reduced"))
+        result: dict[str, Any] = {"path": args.path, "kind": "store", "ok": not problems, "problems": problems, "shards": shards}
+        checked = f"{shards} shards"
+    else:
+        load_model(path)
+        result = {"path": args.path, "kind": "model", "ok": True, "problems": [], "shards": None}
+        checked = "model"
+    if problems := result["problems"]:
+        if args.json:
+            sys.stdout.write(json.dumps(result) + "\n")
+        raise FileError(f"{path} is damaged: " + "; ".join(problems) + "; fit again with --resume to recompute it")
+    _say(f"{path}: {checked} checked, all well")
+    return result
+
+
+def info(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn info PATH`."""
+    path = Path(args.path)
+    if path.is_dir():
+        store = FeatureStore(path)
+        stages = [entry["stage"] for entry in store.entries if "stage" in entry]
+        result: dict[str, Any] = {"kind": "store", "n_rows": store.n_rows, "n_features": store.n_features, "bytes": store.nbytes}
+        result |= {"stages": stages, **{name: store.config.get(name) for name in ("parameters", "source", "bad_files", "versions")}}
+    else:
+        model = load_model(path)
+        result = {"kind": "model", "image_shape": list(model.image_shape), "classes": model.classes_.tolist(), **model.header}
+        layers = [{"filters": list(f.shape), **i} for f, i in zip(model.network.filters, model.network.info)]
+        result |= {"network": layers, "n_features": model.network.n_features, "bytes": path.stat().st_size}
+        result["C"], result["gamma"] = model.svm.C_, model.svm.gamma_
+    result["path"] = args.path
+    for name, value in result.items():
+        _say(f"{name:<14} {json.dumps(value, default=str)}")
+    return result

@@ -1,0 +1,320 @@
+"""scikit-learn faces of the pipeline: `StreamCNNClassifier` and `ConvFeatures`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+
+from streamcnn.errors import ParameterError
+from streamcnn.features import FeatureExtractor
+from streamcnn.images import ImageSource, open_images
+from streamcnn.kernels import get_kernels, resolve_device
+from streamcnn.memory import MemoryMonitor, resolve_limit
+from streamcnn.model import fit_model, prediction_chunk
+from streamcnn.network import Network, resolve_layers
+from streamcnn.pipeline import sample_rows
+from streamcnn.plan import calibration_rows
+from streamcnn.presets import Settings, resolve_settings
+from streamcnn.progress import Progress
+from streamcnn.threads import resolve_n_jobs
+
+
+def resolve_seed(random_state: Any) -> int:
+    """A seed of 32 bits from an int, None, or a NumPy generator."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**32))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31))
+    if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**32:
+        return int(random_state)
+    raise ParameterError(f"random_state must be a whole number from 0 to 2**32 - 1, a generator or None, got {random_state!r}")
+
+
+class _ImageInput:
+    """Turns what `fit` and `predict` are given into an image source."""
+
+    def _is_rows(self, X: Any) -> bool:
+        """Whether X is a matrix of rows in scikit-learn's sense rather than images, a source or a path."""
+        return not isinstance(X, (str, Path, ImageSource)) and len(getattr(X, "shape", np.shape(X) if isinstance(X, list) else ())) < 3
+
+    def _open(self, X: Any, y: Any, reset: bool) -> ImageSource:
+        if self._is_rows(X):
+            # an unsigned byte stays one, everything else becomes float32, exactly as images do
+            dtype = None if getattr(X, "dtype", None) == np.uint8 else np.float32
+            X = validate_data(self, X, reset=reset, dtype=dtype, order="C")
+        source = open_images(X, y, image_shape=self.image_shape)  # type: ignore[attr-defined]
+        if reset and not hasattr(self, "n_features_in_"):
+            self.n_features_in_ = int(np.prod(source.image_shape))
+        return source
+
+
+class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
+    """Random convolution filters, PCA and an SVM, trained on images that need not fit in memory.
+
+    Parameters
+    ----------
+    preset : "fast" or "lee2017"
+        Values for every parameter left at its default.
+    layers : sequence of ConvLayer or None
+    preprocess : str, sequence of str or None
+        `"standardize"`, `"log"`, `"local_contrast"`, applied to each image in that order.
+    n_components : int, "auto" or None
+        Width after PCA; None leaves PCA away.
+    pca_solver : "auto", "covariance" or "incremental"
+    kernel : "auto", "linear" or "rbf"
+    C, gamma : float or "auto"
+        `"auto"` is the preset's, which may be a choice on held-out training rows. They refer to rows of mean energy one.
+    class_weight : "balanced", dict or None
+    memory_limit : int, str or None
+        Bytes or a size such as `"2GiB"` for the resident memory of the whole process; None for half the machine.
+    feature_dtype : "float16" or "float32"
+        Rounding of feature rows; part of the model.
+    keep_features : bool or "auto"
+        Whether feature rows stay on disk during the fit, or are computed again in each pass.
+    store : path or None
+        Folder for features and finished stages, reused by a later fit; None for a temporary one.
+    device : "auto", "cpu" or "naive"
+    image_shape : tuple or None
+        (height, width) or (height, width, channels) of images given as 2-D rows, or to resize image files to. Rows without it
+        are images of shape (1, n_features, 1).
+    n_jobs : int or None
+        Threads; None for all cores.
+    random_state : int, generator or None
+    verbose : int
+        1 shows a progress bar per stage.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    n_features_in_ : int
+        Values of an image.
+    model_ : Model
+    report_ : Report
+        Plan, seconds per stage, what was reused.
+    n_jobs_, n_components_, kernel_, pca_solver_, C_, gamma_, device_, memory_limit_, image_shape_ :
+        As resolved in `fit`.
+    peak_rss_bytes_ : int
+        Peak resident memory of the process during `fit`.
+
+    Notes
+    -----
+    Memory is the plan's (`streamcnn.plan`), independent of the number of images but for 16 bytes a label; time grows linearly with
+    them. Method: Lee & Lee, "A Study On Memory Optimization for Applying Deep Learning to PC" (2017).
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> images, labels = load_digits(return_X_y=True)
+    >>> images = images.reshape(-1, 8, 8)
+    >>> classifier = StreamCNNClassifier(random_state=0).fit(images[:1200], labels[:1200])
+    >>> classifier.score(images[1200:], labels[1200:]) > 0.9
+    True
+    """
+
+    def __init__(
+        self,
+        preset="fast",
+        layers=None,
+        preprocess=None,
+        n_components="auto",
+        pca_solver="auto",
+        kernel="auto",
+        C="auto",
+        gamma="auto",
+        class_weight=None,
+        memory_limit=None,
+        feature_dtype="float16",
+        keep_features="auto",
+        store=None,
+        device="auto",
+        image_shape=None,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.preset = preset
+        self.layers = layers
+        self.preprocess = preprocess
+        self.n_components = n_components
+        self.pca_solver = pca_solver
+        self.kernel = kernel
+        self.C = C
+        self.gamma = gamma
+        self.class_weight = class_weight
+        self.memory_limit = memory_limit
+        self.feature_dtype = feature_dtype
+        self.keep_features = keep_features
+        self.store = store
+        self.device = device
+        self.image_shape = image_shape
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _settings(self) -> Settings:
+        names = ("layers", "preprocess", "n_components", "pca_solver", "kernel", "C", "gamma", "class_weight")
+        values = {name: getattr(self, name) for name in (*names, "feature_dtype", "keep_features", "device")}
+        return resolve_settings(self.preset, n_jobs=resolve_n_jobs(self.n_jobs), seed=resolve_seed(self.random_state), **values)
+
+    def fit(self, X, y=None, resume=False):
+        """Train on images.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, height, width[, channels]) or (n_samples, n_features), ImageSource, or path
+            See `open_images` for what a path may be.
+        y : array-like of shape (n_samples,) or None
+            Labels, where X does not carry them.
+        resume : bool
+            Continue the interrupted fit in `store`; refuses other data or extraction parameters.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        StreamCNNError
+            One sentence about what is wrong: parameters, data, or a memory limit that is too small.
+        """
+        settings, limit = self._settings(), resolve_limit(self.memory_limit)
+        if y is None and self._is_rows(X):
+            raise ValueError("requires y to be passed, but the target y is None")
+        if y is not None:
+            y = column_or_1d(y, warn=True)
+            check_classification_targets(y)
+        with MemoryMonitor(limit) as monitor:
+            source = self._open(X, y, reset=True)
+            self.model_, self.report_ = fit_model(
+                source, settings, None if self.store is None else Path(self.store), limit, Progress(self.verbose, monitor), monitor, resume
+            )
+        self.peak_rss_bytes_ = monitor.peak_bytes
+        self._publish(settings, limit)
+        return self
+
+    def _publish(self, settings: Settings, limit: int) -> None:
+        model, plan = self.model_, self.report_.plan
+        self.classes_, self.image_shape_ = model.classes_, model.image_shape
+        self.n_jobs_, self.memory_limit_ = settings.n_jobs, limit
+        self.device_ = model.header["settings"]["device"]
+        self.n_components_, self.pca_solver_, self.kernel_ = plan.n_components, plan.pca_solver, plan.kernel
+        self.C_, self.gamma_ = model.svm.C_, model.svm.gamma_
+
+    def decision_function(self, X):
+        """Decision values: (n_samples,) for two classes, positive for the second; (n_samples, n_classes) for more."""
+        check_is_fitted(self)
+        source = self._open(X, None, reset=False)
+        shape = (source.n_samples,) if len(self.classes_) == 2 else (source.n_samples, len(self.classes_))
+        out = np.empty(shape, np.float64)
+        chunk, _ = prediction_chunk(self.model_, source, self.n_jobs_, resolve_limit(self.memory_limit))
+        for start, decisions in self.model_.decisions(source, chunk, self.n_jobs_, self.device_):
+            out[start : start + len(decisions)] = decisions
+        return out
+
+    def predict(self, X):
+        """Labels (n_samples,) of images."""
+        decisions = self.decision_function(X)
+        return self.classes_[self.model_.labels_of(decisions)]
+
+    def score(self, X, y=None, sample_weight=None):
+        """Mean accuracy; `y` may be left away where X carries labels."""
+        if y is None:
+            y = source_labels(open_images(X, need_labels=True))
+        return super().score(X, y, sample_weight)
+
+    def save(self, path) -> None:
+        """Write the model as one file that `load_model` and the command line read."""
+        check_is_fitted(self)
+        self.model_.save(path)
+
+
+def source_labels(source: ImageSource) -> np.ndarray:
+    """Labels of a source as the user knows them."""
+    assert source.classes_ is not None and source.labels is not None
+    return source.classes_[source.labels]
+
+
+class ConvFeatures(_ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Features of random convolution filters: `fit` draws and scales the filters, `transform` gives float32 rows.
+
+    Parameters
+    ----------
+    layers : sequence of ConvLayer or None
+        None for the preset's.
+    preset : "fast" or "lee2017"
+    preprocess, feature_dtype, device, image_shape, n_jobs, random_state
+        As in `StreamCNNClassifier`.
+
+    Attributes
+    ----------
+    network_ : Network
+    n_features_in_ : int
+    image_shape_ : (height, width, channels)
+    n_jobs_ : int
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> images = load_digits().images
+    >>> ConvFeatures([ConvLayer(8, 3, filters="random", pool_size=2)], random_state=0).fit_transform(images).shape
+    (1797, 72)
+    """
+
+    def __init__(
+        self,
+        layers=None,
+        preset="fast",
+        preprocess=None,
+        feature_dtype="float16",
+        device="auto",
+        image_shape=None,
+        n_jobs=None,
+        random_state=None,
+    ):
+        self.layers = layers
+        self.preset = preset
+        self.preprocess = preprocess
+        self.feature_dtype = feature_dtype
+        self.device = device
+        self.image_shape = image_shape
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    def fit(self, X, y=None):
+        """Draw the filters and scale them on a sample of X; `y` is ignored."""
+        settings = resolve_settings(
+            self.preset,
+            n_jobs=resolve_n_jobs(self.n_jobs),
+            seed=resolve_seed(self.random_state),
+            layers=self.layers,
+            preprocess=self.preprocess,
+            feature_dtype=self.feature_dtype,
+            device=self.device,
+        )
+        source = self._open(X, None, reset=True)
+        network = Network(resolve_layers(settings.layers, source.image_shape), settings.preprocess)
+        rows = sample_rows(source.n_samples, calibration_rows(source), settings.seed)
+        sample = np.empty((len(rows), *source.image_shape), source.dtype)
+        source.read_rows(rows, sample)
+        network.draw(sample, settings.seed, settings.n_jobs, get_kernels(settings.device))
+        self.network_, self.image_shape_, self.n_jobs_ = network, network.image_shape, settings.n_jobs
+        self.device_ = resolve_device(self.device)
+        self._n_features_out = network.n_features
+        return self
+
+    def transform(self, X):
+        """Feature rows (n_samples, n_features) float32, rounded to `feature_dtype`."""
+        check_is_fitted(self)
+        source = self._open(X, None, reset=False)
+        extractor = FeatureExtractor(source, self.network_, self.feature_dtype, 256, self.n_jobs_, get_kernels(self.device_))
+        out = np.empty((source.n_samples, extractor.n_features), np.float32)
+        extractor.read(0, source.n_samples, out)
+        return out
+
+
+__all__ = ["ConvFeatures", "StreamCNNClassifier"]

@@ -1,0 +1,148 @@
+"""A file is complete or absent: temporary name, flush to disk, rename. And a folder lock that dies with its process."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from streamcnn.errors import FileError, StoreError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def fsync_file(path: Path) -> None:
+    """Wait until the file's bytes are on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def fsync_folder(folder: Path) -> None:
+    """Wait until the folder's entries are on the disk (a rename is not, before that). Windows has no such call."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends well it becomes `path`, else it is removed.
+
+    Parameters
+    ----------
+    path : Path
+    durable : bool
+        Flush file and folder to disk before returning. False for data that need not outlive the process.
+
+    Yields
+    ------
+    Path
+        Write and close this file inside the block.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        yield temporary
+        if durable:
+            fsync_file(temporary)
+        temporary.replace(path)
+        if durable:
+            fsync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def check_output_file(path: Path, what: str) -> None:
+    """Refuse a path that cannot become a file, before any work is spent on it."""
+    if path.is_dir():
+        raise FileError(f"{what} must be a file, but {path} is a folder: give a file name")
+    if not path.parent.is_dir():
+        raise FileError(f"{what} cannot be written: folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise FileError(f"{what} cannot be written: folder {path.parent} is read-only; choose another")
+
+
+def is_memory_disk(folder: Path) -> bool:
+    """Whether the folder lies on tmpfs, whose files are RAM (Linux; False where the system does not tell)."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return False
+    resolved = folder.resolve()
+    holding = [(len(m[1]), m[2]) for m in mounts if resolved.is_relative_to(m[1])]
+    return bool(holding) and max(holding)[1] in ("tmpfs", "ramfs")
+
+
+def scratch_folder() -> Path:
+    """A new, empty folder on disk for data that need not be kept.
+
+    Below `STREAMCNN_TMPDIR` where that is set, else below the platform's cache folder, else below the temporary folder;
+    never on a memory disk, which would spend the very RAM the limit protects.
+
+    Raises
+    ------
+    FileError
+        When none of them can be written.
+    """
+    if chosen := os.environ.get("STREAMCNN_TMPDIR"):
+        candidates = [Path(chosen)]
+    else:
+        home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises where there is no home
+        if sys.platform == "win32":
+            cache = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+        elif sys.platform == "darwin":
+            cache = home / "Library" / "Caches"
+        else:
+            cache = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
+        candidates = [cache / "streamcnn", Path(tempfile.gettempdir()), Path.cwd()]
+    for parent in candidates:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            if not is_memory_disk(parent):
+                return Path(tempfile.mkdtemp(prefix="streamcnn-", dir=parent))
+        except OSError:
+            continue
+    tried = ", ".join(map(str, candidates))
+    raise FileError(f"no folder on disk for intermediate data (tried {tried}): set STREAMCNN_TMPDIR to one that can be written")
+
+
+class FolderLock:
+    """Exclusive use of a folder by one process, through an OS file lock that the system drops when the process ends."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / ".lock"
+        self._file = None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises
+        ------
+        StoreError
+            When another process holds it.
+        """
+        file = self.path.open("a+b")
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise StoreError(f"{self.path.parent} is in use by another process: wait for it, or choose another store") from error
+        self._file = file
+
+    def release(self) -> None:
+        """Give the lock back; without it nothing happens."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,257 @@
+"""Images in HDF5 files: read slice by slice, and written block by block in bounded memory."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from streamcnn.arrayfiles import file_facts, first_line
+from streamcnn.errors import DataError, FileError, StreamCNNError
+from streamcnn.files import replacing
+from streamcnn.labels import encode_labels, label_values
+from streamcnn.sources import PIECE_BYTES, ImageSource, check_finite, deliver, resolve_shape
+
+_MIN_CACHE = 1 << 20
+_MAX_CACHE = 32 << 20
+_CACHE_SLOTS = 8191
+_WRITE_CHUNK = 1 << 20
+
+
+def open_h5_file(path: Path) -> h5py.File:
+    """The file opened for reading; network drives often cannot lock, which a reader can do without."""
+    try:
+        return h5py.File(path, "r", locking="best-effort")
+    except OSError as error:
+        raise FileError(f"{path}: not a readable HDF5 file ({first_line(error)})") from None
+
+
+def _find(file: h5py.File, key: str, path: Path, argument: str) -> h5py.Dataset:
+    """The data set `key`, refused when its values are not plain numbers or strings inside this very file.
+
+    Links and external storage are refused because the fingerprint watches this file only, and because a crafted file could
+    otherwise make us read any file of the machine.
+    """
+    group: Any = file
+    for part in key.strip("/").split("/"):
+        # `part in group` would follow an external link to find out
+        there = part and isinstance(group, h5py.Group) and group.id.links.exists(part.encode())
+        link = group.get(part, getlink=True) if there else None
+        if link is None:
+            raise FileError(f"{path}: {argument} {key!r} is not there; the file holds {', '.join(_keys(file)) or 'no data sets'}")
+        if not isinstance(link, h5py.HardLink):
+            raise FileError(f"{path}: {argument} {key!r} leads elsewhere by a link; copy the data into the file")
+        group = group[part]
+    if not isinstance(group, h5py.Dataset):
+        raise FileError(f"{path}: {argument} {key!r} is a group; the file holds {', '.join(_keys(file))}")
+    if group.external or group.is_virtual:
+        raise FileError(f"{path}: {argument} {key!r} keeps its values in other files; copy the data into the file")
+    if group.shape is None or (group.dtype.kind == "O" and h5py.check_string_dtype(group.dtype) is None):
+        raise DataError(f"{path}: {argument} {key!r} must hold numbers (labels: or strings), got type {group.dtype}")
+    return group
+
+
+def _keys(file: h5py.File, most: int = 20) -> list[str]:
+    """Names of the first data sets of the file."""
+    found: list[str] = []
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            found.append(name)
+        return True if len(found) >= most else None
+
+    file.visititems(visit)
+    return found
+
+
+def _cache_bytes(data: h5py.Dataset) -> int:
+    """Chunk cache: the chunks that one image touches, so that no chunk is unpacked twice while reading on.
+
+    One chunk at least (a larger one than the cache is unpacked again for every read), at least 1 MiB, at most 32 MiB
+    unless one chunk is larger. Data that is not chunked has no such cache.
+    """
+    if data.chunks is None:
+        return 0
+    chunk = math.prod(data.chunks) * data.dtype.itemsize
+    across = math.prod(-(-size // step) for size, step in zip(data.shape[1:], data.chunks[1:]))
+    return max(_MIN_CACHE, chunk, min(chunk * across, _MAX_CACHE))
+
+
+class H5Source(ImageSource):
+    """Images in a data set of an HDF5 file, which is never loaded whole.
+
+    Parameters
+    ----------
+    path : Path
+    images_key, labels_key : str or None
+        Names inside the file, `images` and `labels` by default; nested names have slashes.
+    image_shape : tuple or None
+        See `resolve_shape`.
+    labels : array-like or None
+        Used instead of those in the file.
+    need_labels : bool
+        Whether to refuse a file without labels.
+    """
+
+    kind = "h5"
+    path: Path
+    _file: Any = None
+    _data: Any = None
+    _buffer: np.ndarray | None = None
+
+    def __init__(self, path: Path, images_key=None, labels_key=None, image_shape=None, labels=None, need_labels=False):
+        self.path, self.key = path, images_key or "images"
+        with open_h5_file(path) as file:
+            data = _find(file, self.key, path, "images_key")
+            shape, n_samples, encoded = resolve_shape(data.shape, image_shape), data.shape[0], None
+            if labels is not None:
+                encoded = encode_labels(labels, n_samples)
+            elif labels_key is not None or "labels" in file:
+                labels_key = labels_key or "labels"
+                where = f"{path}, key {labels_key}"
+                encoded = encode_labels(_read_labels(file, labels_key, path, n_samples), n_samples, where)
+            elif need_labels:
+                raise DataError(f"{path}: has no data set labels; give labels= or labels_key= one of {', '.join(_keys(file))}")
+            super().__init__(n_samples, shape, data.dtype, encoded)
+            self._stored_shape = data.shape[1:]
+            self._cache = _cache_bytes(data)
+            self._filtered = data.id.get_create_plist().get_nfilters() > 0
+            self._chunk_bytes = math.prod(data.chunks) * data.dtype.itemsize if data.chunks else 0
+
+    @property
+    def _piece_rows(self) -> int:
+        return min(self.n_samples, max(1, PIECE_BYTES // (self.row_values * self.stored_dtype.itemsize)))
+
+    @property
+    def _direct(self) -> bool:
+        # HDF5 itself turns the byte order round
+        return self.stored_dtype.newbyteorder("=") == self.dtype
+
+    def _open(self) -> h5py.Dataset:
+        if self._data is None:
+            self._file = open_h5_file(self.path)
+            _find(self._file, self.key, self.path, "images_key")
+            access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+            if self._cache:
+                # 1.0: chunks that were read whole leave the cache first
+                access.set_chunk_cache(_CACHE_SLOTS, self._cache, 1.0)
+            self._data = h5py.Dataset(h5py.h5d.open(self._file.id, self.key.encode(), access))
+        return self._data
+
+    def _read_slice(self, start: int, stop: int, out: np.ndarray) -> None:
+        try:
+            self._open().read_direct(out, np.s_[start:stop])
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            if isinstance(error, (FileError, DataError)):
+                raise
+            where = f"{self.path}, key {self.key}"
+            raise FileError(f"{where}: images {start} to {stop - 1} cannot be read ({first_line(error)})") from error
+
+    def _fill(self, start, stop, out):
+        out = out.reshape(stop - start, *self._stored_shape)
+        if self._direct:
+            if start < stop:
+                self._read_slice(start, stop, out)
+            if self.dtype.kind == "f":
+                check_finite(out, out, start * self.row_values, self.row_values)
+            return
+        if self._buffer is None:
+            self._buffer = np.empty((self._piece_rows, *self._stored_shape), self.stored_dtype.newbyteorder("="))
+        for first in range(start, stop, len(self._buffer)):
+            last = min(first + len(self._buffer), stop)
+            stored, part = self._buffer[: last - first], out[first - start : last - start]
+            self._read_slice(first, last, stored)
+            deliver(stored, part)
+            if self.stored_dtype.kind == "f":
+                check_finite(stored, part, first * self.row_values, self.row_values)
+
+    def _scratch(self, chunk_size):
+        conversion = 0 if self._direct else self._piece_rows * self.row_values * self.stored_dtype.itemsize
+        # a filtered chunk is unpacked beside the cache, from a packed copy of at most its size
+        return {"conversion": conversion, "chunk cache": self._cache, "unpacking": 2 * self._chunk_bytes * self._filtered}
+
+    def close(self):
+        self._buffer = self._data = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __getstate__(self):
+        return {**self.__dict__, "_file": None, "_data": None, "_buffer": None}
+
+    def _identity(self):
+        return {**super()._identity(), **file_facts(self.path), "key": self.key.strip("/")}
+
+
+def _read_labels(file: h5py.File, key: str, path: Path, n_samples: int) -> np.ndarray:
+    data = _find(file, key, path, "labels_key")
+    if data.shape not in ((n_samples,), (n_samples, 1)):
+        raise DataError(f"{path}, key {key}: must hold one label for each of the {n_samples} images, got shape {data.shape}")
+    try:
+        return data.asstr("utf-8")[...] if h5py.check_string_dtype(data.dtype) is not None else data[...]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, key {key}: labels must be UTF-8 ({error})") from None
+    except (OSError, RuntimeError) as error:
+        raise FileError(f"{path}, key {key}: cannot be read ({first_line(error)})") from error
+
+
+def write_images_h5(path, blocks: Iterable[tuple], n_samples: int, image_shape: tuple[int, int, int], dtype=np.uint8) -> None:
+    """Write `images` (and `labels`) to a new HDF5 file, block by block; the file appears only when it is complete.
+
+    Parameters
+    ----------
+    path : str or Path
+    blocks : iterable of (images, labels, ...)
+        images (m, height, width, channels) of `dtype`, labels (m,) integers or strings, or None in every block; more
+        items are ignored.
+    n_samples : int
+        Images of all blocks together.
+    image_shape : (height, width, channels)
+    dtype : dtype
+
+    Raises
+    ------
+    DataError
+        When the blocks hold another number of images than `n_samples`, or of another shape.
+    """
+    path, dtype = Path(path), np.dtype(dtype)
+    rows = min(n_samples, max(1, _WRITE_CHUNK // (math.prod(image_shape) * dtype.itemsize)))
+    try:
+        # the cache keeps the chunk that two blocks share until it is full
+        with (
+            replacing(path) as temporary,
+            h5py.File(temporary, "w", libver=("v110", "v110"), rdcc_nbytes=4 * _WRITE_CHUNK) as file,
+        ):
+            images = file.create_dataset("images", (n_samples, *image_shape), dtype, chunks=(rows, *image_shape), fletcher32=True)
+            _write_blocks(file, images, blocks)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, StreamCNNError):
+            raise
+        raise FileError(f"{path}: cannot be written ({first_line(error)})") from error
+
+
+def _write_blocks(file: h5py.File, images: h5py.Dataset, blocks: Iterable[tuple]) -> None:
+    done, n_samples, targets = 0, len(images), None
+    for block, labels, *_ in blocks:
+        stop = done + len(block)
+        if stop > n_samples or block.shape[1:] != images.shape[1:]:
+            raise DataError(
+                f"blocks must hold {n_samples} images of shape {images.shape[1:]} in all, "
+                f"got {stop} or more, the last block of shape {block.shape}"
+            )
+        if done and (labels is None) != (targets is None):
+            raise DataError(f"blocks must have labels in every block or in none, the one at image {done} differs")
+        images[done:stop] = block
+        if labels is not None:
+            values = label_values(labels)
+            text = values.dtype.kind == "U"
+            if targets is None:
+                # checksums cover no variable-length strings: HDF5 keeps these elsewhere in the file
+                kind, chunk = h5py.string_dtype() if text else values.dtype, (min(n_samples, 65536),)
+                targets = file.create_dataset("labels", (n_samples,), kind, chunks=chunk, fletcher32=not text)
+            targets[done:stop] = values.astype(object) if text else values
+        done = stop
+    if done != n_samples:
+        raise DataError(f"blocks must hold {n_samples} images in all, got {done}")

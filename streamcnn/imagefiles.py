@@ -1,0 +1,324 @@
+"""Image files by Pillow: which files of a folder are images, what their headers say, and their pixels.
+
+Pillow's documented threat model is followed: formats by allow-list, sizes checked before decoding, truncated files refused,
+no global setting of Pillow touched.
+"""
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from streamcnn.errors import DataError, FileError
+
+EXTENSIONS = (".pgm", ".ppm", ".pnm", ".pbm", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+FORMATS = ("PPM", "PNG", "JPEG", "BMP", "TIFF", "WEBP")
+MAX_PIXELS = 89_000_000
+"""Largest image that is decoded; Pillow itself starts to warn of a decompression bomb at 89.5 million."""
+_ORIENTATION = 0x0112
+_COLOUR_MODES = {"RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
+_ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images below a folder, sorted by class name and then by path (by code point, so the same everywhere).
+
+    names: paths relative to the folder with forward slashes; classes: sorted class names, or None for a flat folder;
+    codes: int64 (n,) class of each; digest: SHA-256 over every path, size and time of change.
+    """
+
+    names: list[str]
+    classes: list[str] | None
+    codes: np.ndarray | None
+    digest: str
+
+    @classmethod
+    def of(cls, root: Path, names: list[str], classes: list[str] | None = None, codes: np.ndarray | None = None) -> "Listing":
+        """The listing of given files below `root`."""
+        return cls(names, classes, codes, _digest(root, names))
+
+
+def list_images(root: Path) -> Listing:
+    """The image files of a class-per-folder tree, or of a flat folder.
+
+    A folder directly below `root` that holds an image at any depth is a class. Hidden files and folders and other
+    extensions are passed over. Without any class, images directly in `root` are a flat folder without labels.
+
+    Raises
+    ------
+    FileError
+        When there is no image, or the folder cannot be read.
+    DataError
+        When there are classes and loose images beside them.
+    """
+    try:
+        folders, loose = _scan(root)
+        found = {name: sorted(_walk(root / name, f"{name}/", (os.path.realpath(root),))) for name in sorted(folders)}
+    except OSError as error:
+        raise FileError(f"{root}: cannot be listed ({error})") from error
+    classes = [name for name, files in found.items() if files]
+    if not classes and not loose:
+        raise FileError(f"{root}: no images in this folder or below; looked for {' '.join(EXTENSIONS)}")
+    if classes and loose:
+        raise DataError(
+            f"{root}: {min(loose)} lies beside the class folder {classes[0]}; move loose images into a class folder or elsewhere"
+        )
+    if not classes:
+        names = sorted(loose)
+        return Listing.of(root, names)
+    names = [name for folder in classes for name in found[folder]]
+    codes = np.repeat(np.arange(len(classes), dtype=np.int64), [len(found[folder]) for folder in classes])
+    return Listing.of(root, names, classes, codes)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image; hidden ones (macOS writes `._a.jpg`) are not."""
+    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+
+
+def _scan(folder: Path) -> tuple[list[str], list[str]]:
+    """(folders, images) directly in `folder`, hidden ones left out."""
+    folders, images = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append(entry.name)
+            elif is_image_name(entry.name) and entry.is_file():
+                images.append(entry.name)
+    return folders, images
+
+
+def _walk(folder: Path, prefix: str, above: tuple[str, ...]) -> list[str]:
+    """Images in `folder` and below as `prefix` + path; a link back to a folder `above` is not followed."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return []
+    folders, images = _scan(folder)
+    names = [prefix + name for name in images]
+    for name in folders:
+        names += _walk(folder / name, f"{prefix}{name}/", (*above, here))
+    return names
+
+
+def _digest(root: Path, names: list[str]) -> str:
+    digest = hashlib.sha256()
+    for name in names:
+        try:
+            status = (root / name).stat()
+        except OSError as error:
+            raise FileError(f"{root / name}: cannot be read ({error})") from error
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def listing_of_file(path: Path) -> Listing:
+    """A single image file as a listing of one row without label."""
+    return Listing.of(path.parent, [path.name])
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says before it is decoded: size as shown (EXIF orientation applied), bits (8, 16; 32: float or 32-bit
+    integer) and whether it has colour."""
+
+    height: int
+    width: int
+    bits: int
+    colour: bool
+
+
+def read_header(path: Path, max_pixels: int = MAX_PIXELS) -> Header:
+    """Header of an image file.
+
+    Raises
+    ------
+    FileError
+        When it is no image of the formats allowed, or has more than `max_pixels`; path and reason in one line.
+    DataError
+        When its kind of pixels is not supported.
+    """
+    with _Opened(path) as image:
+        _check_pixels(path, image, max_pixels)
+        bits, colour = _depth_and_colour(path, image)
+        width, height = image.size
+        # Pillow gives TIFF sizes already turned
+        if image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+            width, height = height, width
+        return Header(height, width, bits, colour)
+
+
+def read_pixel_count(path: Path, max_pixels: int = MAX_PIXELS) -> int:
+    """Height times width from the header alone (`read_header` has to decode PNG files, whose EXIF data may come last).
+
+    Raises
+    ------
+    FileError
+        As `read_header`.
+    """
+    with _Opened(path) as image:
+        _check_pixels(path, image, max_pixels)
+        return math.prod(image.size)
+
+
+class _Opened:
+    """Context of an image file opened by Pillow; whatever goes wrong inside becomes a `FileError` that names the file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> Image.Image:
+        try:
+            self.file = self.path.open("rb")
+        except OSError as error:
+            raise FileError(f"{self.path}: cannot be opened ({error.strerror or error})") from error
+        try:
+            self.image = Image.open(self.file, formats=FORMATS)
+        except BaseException as error:
+            self.file.close()
+            self._rename(error)
+            raise
+        return self.image
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.image.close()
+        self.file.close()
+        if error is not None:
+            self._rename(error)
+
+    def _rename(self, error: BaseException) -> None:
+        # decoders raise nearly everything: OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
+        if not isinstance(error, Exception) or isinstance(error, (FileError, DataError, MemoryError)):
+            return
+        reason = "not an image of a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error).strip()
+        raise FileError(f"{self.path}: cannot be decoded ({(reason or type(error).__name__).splitlines()[0]})") from error
+
+
+def _check_pixels(path: Path, image: Image.Image, max_pixels: int) -> None:
+    """Refuse, before anything is decoded, an image with more than `max_pixels`."""
+    if math.prod(image.size) > max_pixels:
+        raise FileError(f"{path}: has {math.prod(image.size)} pixels, more than the {max_pixels} allowed; scale it down")
+
+
+def _depth_and_colour(path: Path, image: Image.Image) -> tuple[int, bool]:
+    """(bits, colour) of an opened image. Grey palettes are grey; 48-bit colour is decoded to 8 bits by Pillow."""
+    mode = image.mode
+    if mode in ("1", "L", "LA", "La"):
+        return 8, False
+    if mode in ("P", "PA"):
+        return 8, _palette_has_colour(image)
+    if mode in _COLOUR_MODES:
+        return 8, True
+    if mode.startswith("I;16"):
+        return 16, False
+    if mode == "I":  # 16-bit PGM (Pillow scales its largest value to 65535), else integers of 32 bits
+        return (32 if image.format == "TIFF" else 16), False
+    if mode == "F":
+        return 32, False
+    raise DataError(f"{path}: pixels of Pillow's mode {mode} are not supported; convert the file to grey or RGB")
+
+
+def _palette_has_colour(image: Image.Image) -> bool:
+    palette = image.getpalette("RGB") or []
+    colours = np.array(palette, np.uint8).reshape(-1, 3)
+    return bool((colours != colours[:, :1]).any())
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns files into pixels of one shape and type.
+
+    Parameters
+    ----------
+    height, width, channels : int
+        channels 1 or 3.
+    bits : int
+        8 -> uint8; 16 -> float32, 16-bit values divided by 257 (so 0 to 255), 8-bit values as they are;
+        32 -> float32, values as they are.
+    resize : bool
+        Whether files of another size are resized: mean of the pixels (BOX) where both sides shrink by whole numbers, else
+        Pillow's BILINEAR, which averages while it shrinks; first reduced by a whole factor when more than 4 times too large.
+    recolour : bool
+        Whether colour files may become grey (ITU-R 601 luma). Grey files always become colour by repeating.
+    max_pixels : int
+
+    Notes
+    -----
+    Transparent pixels are laid on white, as viewers and browsers show them. Of several frames the first is taken.
+    """
+
+    height: int
+    width: int
+    channels: int
+    bits: int
+    resize: bool = False
+    recolour: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    def into(self, path: Path, out: np.ndarray) -> None:
+        """Decode `path` into `out` (height, width, channels), uint8 or float32.
+
+        Raises
+        ------
+        FileError
+            When it cannot be decoded, is truncated, or has more than `max_pixels`.
+        DataError
+            For another size, colour in a grey source, or deeper pixels than the source has.
+        """
+        with _Opened(path) as image:
+            _check_pixels(path, image, self.max_pixels)
+            if not self.resize and math.prod(image.size) != self.height * self.width:
+                raise self._wrong_size(path, image.size)
+            bits, colour = _depth_and_colour(path, image)
+            self._check_kind(path, bits, colour)
+            image.load()
+            if image.getexif().get(_ORIENTATION, 1) != 1:
+                ImageOps.exif_transpose(image, in_place=True)
+            if bits == 8:
+                pixels = self._sized(path, _plain(image, "RGB" if self.channels == 3 else "L"))
+            else:
+                deep = np.asarray(image).astype(np.float32)
+                pixels = self._sized(path, Image.fromarray(deep / np.float32(257) if bits == 16 else deep))
+            array = np.asarray(pixels)
+            out[...] = array if array.ndim == 3 else array[:, :, None]
+
+    def _check_kind(self, path: Path, bits: int, colour: bool) -> None:
+        if bits != self.bits and not (bits == 8 and self.bits == 16):
+            raise DataError(f"{path}: has {bits}-bit pixels where the others have {self.bits}; convert it or move it away")
+        if colour and self.channels == 1 and not self.recolour:
+            raise DataError(
+                f"{path}: is a colour image where the others are grey; "
+                f"image_shape=({self.height}, {self.width}, 3) reads all as colour, ({self.height}, {self.width}, 1) as grey"
+            )
+
+    def _wrong_size(self, path: Path, size: tuple[int, int]) -> DataError:
+        return DataError(
+            f"{path}: is {size[1]} x {size[0]} pixels (height x width) where the first image is {self.height} x {self.width}; "
+            f"image_shape=({self.height}, {self.width}) resizes every image to that"
+        )
+
+    def _sized(self, path: Path, image: Image.Image) -> Image.Image:
+        wanted = (self.width, self.height)
+        if image.size == wanted:
+            return image
+        if not self.resize:
+            raise self._wrong_size(path, image.size)
+        if image.width % self.width == 0 and image.height % self.height == 0:
+            return image.resize(wanted, Image.Resampling.BOX)
+        return image.resize(wanted, Image.Resampling.BILINEAR, reducing_gap=2.0)
+
+
+def _plain(image: Image.Image, mode: str) -> Image.Image:
+    """`image` as "L" or "RGB", transparency laid on white."""
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white
+    return image if image.mode == mode else image.convert(mode)

@@ -1,0 +1,319 @@
+"""Image sources: `open_images` for arrays, HDF5, `.npy`, `.npz` and folders; the source over image files."""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from streamcnn.arrayfiles import FlatFileSource, memmap_origin, open_npy, open_npz
+from streamcnn.errors import DataError, FileError, ParameterError
+from streamcnn.h5images import H5Source, write_images_h5
+from streamcnn.imagefiles import (
+    EXTENSIONS,
+    MAX_PIXELS,
+    Decoder,
+    Header,
+    Listing,
+    is_image_name,
+    list_images,
+    listing_of_file,
+    read_header,
+    read_pixel_count,
+)
+from streamcnn.labels import encode_labels
+from streamcnn.sources import ArraySource, ImageSource, check_finite, check_image_shape
+
+__all__ = ["ArraySource", "FlatFileSource", "FolderSource", "H5Source", "ImageSource", "open_images", "write_images_h5"]
+
+_PROBED = 64
+_H5_SUFFIXES = (".h5", ".hdf5")
+_STORED = {8: np.uint8, 16: np.uint16, 32: np.float32}
+
+
+class FolderSource(ImageSource):
+    """Images in files, decoded one at a time.
+
+    Size comes from the first file; colour and bits from up to 64 files spread evenly over the listing. With `image_shape`
+    every file is resized, and then every header is read once (it takes the largest file to say what decoding will hold).
+
+    Parameters
+    ----------
+    root : Path
+    listing : Listing
+    image_shape : (height, width) or (height, width, 1 or 3), or None
+        With channels, colour files may become grey.
+    labels : array-like (files of the listing,), or None
+        Instead of the folders' names.
+    on_error : "raise" or "skip"
+        "skip" decodes every file once now and leaves out those that fail, at most 1 % of them.
+    known_bad : iterable of (relative path, reason), or None
+        `bad_files` of an earlier run: exactly these are left out, and nothing is decoded now.
+    max_pixels : int
+        Files with more are errors.
+    """
+
+    kind = "folder"
+
+    def __init__(
+        self,
+        root: Path,
+        listing: Listing,
+        image_shape: tuple[int, ...] | None = None,
+        labels=None,
+        on_error: str = "raise",
+        known_bad: Iterable[tuple[str, str]] | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        self.path = self._root = root
+        self._digest = listing.digest
+        known = None if known_bad is None else dict(known_bad)
+        bad = known or {}
+        asked = check_image_shape(image_shape)
+        if asked and asked[2:] not in ((), (1,), (3,)):
+            raise ParameterError(f"image_shape for image files must have 1 or 3 channels, got {asked}")
+        tolerated = set(listing.names) if on_error == "skip" else set(bad)
+        headers = self._probe(listing.names, tolerated, max_pixels)
+        first = headers[min(headers)]
+        height, width = asked[:2] if asked else (first.height, first.width)
+        channels = asked[2] if asked and len(asked) == 3 else (3 if any(header.colour for header in headers.values()) else 1)
+        bits = max(header.bits for header in headers.values())
+        self._decoder = Decoder(height, width, channels, bits, asked is not None, asked is not None and len(asked) == 3, max_pixels)
+        self._largest = self._largest_file(listing.names, tolerated, max_pixels) if asked else height * width
+
+        encoded = self._encode(listing, labels)
+        super().__init__(len(listing.names), (height, width, channels), _STORED[bits], encoded)
+        if labels is None:
+            self._labels_digest = None  # the digest of the listing has the class folders' names
+        self._names = listing.names
+        if known is None and on_error == "skip":
+            bad = self._find_bad()
+        self._leave_out(bad)
+
+    def _probe(self, names: list[str], tolerated: set[str], max_pixels: int) -> dict[int, Header]:
+        """Headers by row, of files spread evenly; when none of them has one, of the first file that has.
+
+        Files known as bad are asked too, and may fail, so that a run that is told of them decides as the run that found them.
+        """
+        headers: dict[int, Header] = {}
+        failure: Exception | None = None
+        spread = _spread(len(names))
+        for asked, row in enumerate([*spread, *range(len(names))]):
+            if headers and asked >= len(spread):
+                break
+            try:
+                headers[row] = read_header(self._root / names[row], max_pixels)
+            except (FileError, DataError) as error:
+                failure = error
+                if names[row] not in tolerated:
+                    raise
+        if not headers:
+            raise DataError(f"{self._root}: none of the {len(names)} files can be read, the first reason: {failure}")
+        return headers
+
+    def _largest_file(self, names: list[str], tolerated: set[str], max_pixels: int) -> int:
+        """Pixels of the largest file."""
+        largest = 0
+        for name in names:
+            try:
+                largest = max(largest, read_pixel_count(self._root / name, max_pixels))
+            except (FileError, DataError):
+                if name not in tolerated:
+                    raise
+        return largest
+
+    def _encode(self, listing: Listing, labels):
+        if labels is not None:
+            return encode_labels(labels, len(listing.names))
+        if listing.classes is None or listing.codes is None:
+            return None
+        return listing.codes, np.array(listing.classes)
+
+    def _find_bad(self) -> dict[str, str]:
+        image = np.empty(self.image_shape, self.dtype)
+        bad = {}
+        for row, name in enumerate(self._names):
+            try:
+                self._decode(row, image)
+            except (FileError, DataError) as error:
+                bad[name] = str(error).removeprefix(f"{self._root / name}: ")
+        self.n_images_read += len(self._names)
+        if 100 * len(bad) > len(self._names):
+            name, reason = next(iter(bad.items()))
+            raise DataError(
+                f'on_error="skip" leaves out at most 1 % of the files, but {len(bad)} of {len(self._names)} in {self._root} '
+                f"cannot be used, the first: {name}: {reason}"
+            )
+        return bad
+
+    def _leave_out(self, bad: dict[str, str]) -> None:
+        kept = [row for row, name in enumerate(self._names) if name not in bad]
+        if not kept:
+            raise DataError(f"{self._root}: all {len(self._names)} files are in known_bad; leave known_bad out")
+        if len(kept) < len(self._names):
+            self.bad_files = [(name, bad[name]) for name in self._names if name in bad]
+            self._names = [self._names[row] for row in kept]
+            self.n_samples = len(kept)
+            if self.labels is not None and self.classes_ is not None:
+                # a class may have lost its only file
+                left, codes = np.unique(self.labels[kept], return_inverse=True)
+                self.labels, self.classes_ = codes.reshape(-1).astype(np.int64), self.classes_[left]
+        self._names_bytes = sys.getsizeof(self._names) + sum(map(sys.getsizeof, self._names))
+
+    def _decode(self, row: int, out: np.ndarray) -> None:
+        path = self._root / self._names[row]
+        self._decoder.into(path, out)
+        if self._decoder.bits == 32:
+            try:
+                check_finite(out, out, row * self.row_values, self.row_values)
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from None
+
+    def _fill(self, start, stop, out):
+        for row in range(start, stop):
+            self._decode(row, out[row - start])
+
+    def name_of(self, row):
+        return self._names[row]
+
+    def _scratch(self, chunk_size):
+        # per pixel: decoded RGBA, a white one to lay it on, and RGB with its copy as an array; or three float32 copies
+        resized = self.row_values * (4 if self._decoder.bits > 8 else 2)
+        return {"names": self._names_bytes, "decoded file": 16 * self._largest + resized}
+
+    def _identity(self):
+        # not the number of samples: which files are bad does not change what the folder is
+        facts = {**super()._identity(), "listing": self._digest, "image_shape": self.image_shape}
+        return {name: value for name, value in facts.items() if name != "n_samples"}
+
+
+def _spread(n_files: int) -> list[int]:
+    """Up to 64 rows spread evenly over `n_files`, the first and the last among them."""
+    return sorted({round(place) for place in np.linspace(0, n_files - 1, min(n_files, _PROBED)).tolist()})
+
+
+def open_images(
+    data: Any,
+    labels: Any = None,
+    *,
+    images_key: str | None = None,
+    labels_key: str | None = None,
+    image_shape: tuple[int, ...] | None = None,
+    on_error: str = "raise",
+    known_bad: Iterable[tuple[str, str]] | None = None,
+    need_labels: bool = False,
+) -> ImageSource:
+    """Open images for reading chunk by chunk.
+
+    Parameters
+    ----------
+    data : path, array-like or ImageSource
+        A class-per-folder tree or flat folder of images, one image file, an `.h5` or `.hdf5`, `.npz` or `.npy` file; an
+        array (n, height, width, channels), (n, height, width) or rows (n, features), in memory, memory-mapped, or anything
+        with shape, dtype and slicing; a source is returned as it is.
+    labels : array-like (n,), optional
+        Integers, whole floats or strings; used instead of those stored with the images.
+    images_key, labels_key : str, optional
+        Names inside an HDF5 or `.npz` file; by default `images` and `labels` (`.npz` also `X` and `y`).
+    image_shape : (height, width) or (height, width, channels), optional
+        For rows: their shape. For image files: the size to bring every file to.
+    on_error : "raise" or "skip"
+        What to do with a file of a folder that cannot be read.
+    known_bad : iterable of (relative path, reason), optional
+        `bad_files` of an earlier run, to be left out again without looking for others.
+    need_labels : bool
+        Whether images without labels are an error.
+
+    Returns
+    -------
+    ImageSource
+
+    Raises
+    ------
+    FileError
+        When a file or folder is missing, unreadable or not what its name says.
+    DataError
+        When pixels or labels have the wrong shape, type or number.
+    ParameterError
+        For a wrong `on_error` or `image_shape`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from streamcnn.images import open_images
+    >>> open_images(np.zeros((5, 8, 8), np.uint8), labels=list("abbab")).classes_.tolist()
+    ['a', 'b']
+    """
+    if on_error not in ("raise", "skip"):
+        raise ParameterError(f'on_error must be "raise" or "skip", got {on_error!r}')
+    if isinstance(data, (str, Path)):
+        options = (image_shape, on_error, known_bad)
+        source = _open_path(Path(data), labels, images_key, labels_key, options, need_labels)
+    elif isinstance(data, ImageSource):
+        if labels is not None:
+            raise ParameterError("labels cannot be given beside an image source; open the images with them: open_images(data, labels)")
+        source = data
+    else:
+        source = _open_array(data, labels, image_shape)
+    if need_labels and source.labels is None:
+        raise DataError("labels are needed, and there are none: give one label per image, a folder per class, or a file that holds labels")
+    return source
+
+
+def _open_path(path: Path, labels, images_key, labels_key, options, need_labels: bool) -> ImageSource:
+    image_shape, on_error, known_bad = options
+    if not path.exists():
+        raise FileError(f"{path}: no such file or folder")
+    try:
+        if path.is_dir():
+            return FolderSource(path, list_images(path), image_shape, labels, on_error, known_bad)
+        suffix = path.suffix.lower()
+        if suffix in _H5_SUFFIXES:
+            return H5Source(path, images_key, labels_key, image_shape, labels, need_labels)
+        if suffix == ".npz":
+            return open_npz(path, labels, images_key, labels_key, image_shape, need_labels)
+        if suffix == ".npy":
+            return open_npy(path, labels, image_shape, need_labels)
+        if is_image_name(path.name):
+            return FolderSource(path.parent, listing_of_file(path), image_shape, labels)
+    except DataError as error:
+        raise error if str(error).startswith(str(path)) else DataError(f"{path}: {error}") from None
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error
+    raise FileError(f"{path}: not a supported kind of file; supported are folders, .h5, .hdf5, .npz, .npy and {' '.join(EXTENSIONS)}")
+
+
+def _open_array(data: Any, labels, image_shape) -> ImageSource:
+    if hasattr(data, "tocsr"):
+        raise DataError("images must be a dense array, got a sparse matrix; give images.toarray()")
+    if not isinstance(data, np.ndarray) and not _is_array_like(data):
+        try:
+            data = np.asarray(data)
+        except ValueError as error:
+            raise DataError(f"images must be an array whose images have one shape ({str(error).splitlines()[0]})") from None
+    encoded = None
+    if labels is not None:
+        if len(data.shape) == 0:
+            raise DataError("images must be an array of at least 2 axes, got a single value")
+        encoded = encode_labels(labels, data.shape[0])
+    if isinstance(data, h5py.Dataset) and data.file.mode == "r" and data.file.driver in ("sec2", "stdio", "windows"):
+        # a file that nobody writes is identified by its time of change: no pass over its pixels for the fingerprint
+        return H5Source(Path(data.file.filename), data.name, None, image_shape, labels)
+    origin = memmap_origin(data) if isinstance(data, np.ndarray) else None
+    if origin is not None:
+        path, offset = origin
+        return FlatFileSource(path, data.shape, data.dtype, offset, kind="memmap", image_shape=image_shape, labels=encoded)
+    return ArraySource(data, image_shape, encoded)
+
+
+def _is_array_like(data: Any) -> bool:
+    """Whether `data` can be sliced without loading all of it, as h5py's and zarr's arrays can."""
+    try:
+        np.dtype(data.dtype)
+        return isinstance(data.shape, tuple) and hasattr(data, "__getitem__") and len(data.shape) > 0
+    except (AttributeError, TypeError):
+        return False

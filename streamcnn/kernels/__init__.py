@@ -1,0 +1,73 @@
+"""The loops that touch every pixel: their contract, and the choice of the machine that runs them.
+
+Each of `naive` (float64 reference), `cpu` and, where there is one, `cuda` is a module with the functions below under the same
+names and signatures; tests hold them together. Callers check shapes, types and ranges; kernels write `out` and allocate nothing
+that grows with the images.
+
+conv_layer(images, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, scratch, out)
+    Convolution, activation and pooling of every image.
+
+    - images : (n, H, W, C) uint8 or float32, C-contiguous; zero padding of `padding` pixels on all sides
+    - filters : (K, kh, kw, C) float32, the layer's gain folded in; bias : (K,) float32
+    - conv map : r = sum w * x + bias, a cross-correlation, of (H + 2 padding - kh) // stride + 1 rows, columns likewise
+    - activation : code from `ACTIVATIONS`, with t = threshold: relu max(r - t, 0); abs max(|r| - t, 0); clip min(max(r, -1), 1);
+      split the K channels max(r - t, 0), then the K channels max(-r - t, 0)
+    - pool : code from `POOLS`; output cell (i, j) is the mean or largest value of conv rows row_edges[i] to row_edges[i + 1] and
+      columns col_edges[j] to col_edges[j + 1] (int64, ascending, cells not empty); no pooling is edges 0, 1, 2, ...
+    - scratch : (n_threads, m) float32 with m at least `conv_scratch(...)`; its rows are the number of workers
+    - out : (n, len(row_edges) - 1, len(col_edges) - 1, K, or 2 K for split) float32, C-contiguous
+
+    NaN in a window is NaN in its cell. The bits of a cell follow from its own image alone: one float32 accumulator started at
+    the bias, fused multiply-adds in the order (row, column, channel) of the filter, then a sequential sum or maximum over the
+    window in row-major order, times float32(1 / count) for the mean. (`naive` computes in float64 and rounds once.)
+
+conv_scratch(image_shape, filters_shape, out_shape, padding) -> int
+    float32 numbers of scratch per worker; shapes without the sample axis.
+
+standardize(images, out, n_threads=1)
+    (x - mean) / deviation over all pixels and channels of each image; a constant image gives zeros.
+
+log(images, out, n_threads=1)
+    log(1 + x); values are above -1.
+
+local_contrast(images, window, epsilon, scratch, out)
+    (x - m) / (s + epsilon) with mean m and deviation s of the channel over the box of `window` x `window` pixels (odd) around the
+    pixel, cut at the image's edge.
+
+contrast_scratch(image_shape, window) -> int
+    float32 numbers of scratch per worker for it.
+
+The last three read (n, H, W, C) uint8 or float32 and write float32 `out` of the same shape, which may be `images` itself.
+"""
+
+import importlib
+from types import ModuleType
+
+from streamcnn.errors import DeviceError, ParameterError
+
+ACTIVATIONS = {"relu": 0, "abs": 1, "clip": 2, "split": 3}
+POOLS = {"mean": 0, "max": 1}
+DEVICES = ("auto", "cpu", "cuda", "naive")
+
+
+def resolve_device(device: str) -> str:
+    """The device that will do the work: `"cpu"` for `"auto"`, otherwise the one asked for.
+
+    Raises
+    ------
+    DeviceError
+        For `"cuda"`, which this version does not have.
+    ParameterError
+        For any other name.
+    """
+    if device not in DEVICES:
+        raise ParameterError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    if device == "cuda":
+        raise DeviceError('device "cuda" is not there: this version has no CUDA kernels; use "cpu" or "auto"')
+    return "cpu" if device == "auto" else device
+
+
+def get_kernels(device: str) -> ModuleType:
+    """The kernel module of a device, resolved first; same errors."""
+    # imported here: numba takes a second, which `import streamcnn` should not
+    return importlib.import_module(f"streamcnn.kernels.{resolve_device(device)}")

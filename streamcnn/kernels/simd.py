@@ -1,0 +1,284 @@
+"""Vector code for the CPU kernels: one register holds the same number of several images.
+
+SIMD runs across images, so that every step is a full vector operation for any image width, kernel size and channel count, and
+no sum depends on how many lanes there are. The intrinsics emit LLVM vector code directly: from scalar Python loops LLVM makes
+heap accumulators, or leaves unrolled taps scalar (measured at a tenth of this).
+
+A *tile* is P positions x F filters x L lanes of accumulators that stay in registers over all taps of the filter. It is passed
+as an array of type `accumulators`, whose dtype carries P, F and L, because numba compiles (and caches) by type.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import extending, types
+from numba.core import cgutils, config
+
+from streamcnn.kernels import ACTIVATIONS, POOLS
+
+intrinsic: Any = extending.intrinsic  # its callers pass all arguments but the first, which type checkers cannot know
+
+_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+
+def make_tile(positions: int, filters: int, lanes: int) -> np.ndarray:
+    """Empty array whose type says: tiles of `positions` x `filters` x `lanes`."""
+    return np.empty(0, [("accumulators", np.float32, (positions, filters, lanes))])
+
+
+def choose_tile() -> np.ndarray:
+    """The tile that fits the registers of the CPU numba compiles for; its choice changes no bit of any result."""
+    name, features = getattr(config, "CPU_NAME", None), getattr(config, "CPU_FEATURES", None)
+    if name in (None, binding.get_host_cpu_name()):
+        found = dict(binding.get_host_cpu_features())
+    else:  # another CPU by NUMBA_CPU_NAME: what it has cannot be looked up, and only the oldest lack AVX2
+        found = {"avx2": name != "generic" and not name.startswith("x86-64")}
+    found |= {feature[1:]: feature[0] == "+" for feature in (features or "").split(",") if feature}
+    if found.get("avx512f"):
+        return make_tile(4, 4, 16)
+    if found.get("avx2"):  # 16 registers: 4 x 3 spills, and runs at half the speed
+        return make_tile(2, 6, 8)
+    return make_tile(4, 4, 4) if binding.get_default_triple().startswith(("aarch64", "arm64")) else make_tile(2, 4, 4)
+
+
+def _shape_of(tile) -> tuple[int, int, int]:
+    return tile.dtype.fields["accumulators"].type.shape
+
+
+class _Emitter:
+    """Short names for the LLVM instructions the intrinsics use."""
+
+    def __init__(self, context, builder, signature, args, lanes):
+        self.context, self.b, self.types, self.args, self.lanes = context, builder, signature.args, args, lanes
+        self.vector = ir.VectorType(_F32, lanes)
+
+    def data(self, i):
+        """Pointer to the first element of array argument `i`."""
+        return self.context.make_array(self.types[i])(self.context, self.b, self.args[i]).data
+
+    def int(self, value):
+        return ir.Constant(_I64, value)
+
+    def at(self, pointer, *offsets):
+        for offset in offsets:
+            pointer = self.b.gep(pointer, [self.int(offset) if isinstance(offset, int) else offset])
+        return pointer
+
+    def load(self, pointer, element=None, align=4):
+        vector = self.vector if element is None else ir.VectorType(element, self.lanes)
+        value = self.b.load(self.b.bitcast(pointer, vector.as_pointer()))
+        value.align = align
+        return value
+
+    def store(self, value, pointer):
+        self.b.store(value, self.b.bitcast(pointer, self.vector.as_pointer())).align = 4
+
+    def splat(self, scalar):
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.b.insert_element(undefined, scalar, ir.Constant(_I32, 0))
+        return self.b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes))
+
+    def constant(self, value):
+        return ir.Constant(self.vector, [value] * self.lanes)
+
+    def call(self, name, *values):
+        kind = ir.FunctionType(self.vector, [self.vector] * len(values))
+        return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, f"llvm.{name}.v{self.lanes}f32"), values)
+
+    def is_code(self, value, code):
+        return self.b.icmp_signed("==", value, ir.Constant(value.type, code))
+
+    def transpose(self, vectors):
+        """Transpose `lanes` vectors of `lanes` elements by log2(lanes) perfect shuffles."""
+        n, half = self.lanes, self.lanes // 2
+        mask = ir.VectorType(_I32, n)
+        low = ir.Constant(mask, [i // 2 + n * (i % 2) for i in range(n)])
+        high = ir.Constant(mask, [half + i // 2 + n * (i % 2) for i in range(n)])
+        for _ in range(n.bit_length() - 1):
+            pairs = [(vectors[i], vectors[i + half]) for i in range(half)]
+            vectors = [self.b.shuffle_vector(a, c, m) for a, c in pairs for m in (low, high)]
+        return vectors
+
+
+@intrinsic
+def tile_shape(typingctx, tile):
+    """(P, F, L) of a tile as constants."""
+    shape = _shape_of(tile)
+
+    def generate(context, builder, signature, args):
+        return context.make_tuple(builder, signature.return_type, [ir.Constant(_I64, n) for n in shape])
+
+    return types.UniTuple(types.int64, 3)(tile), generate
+
+
+@intrinsic
+def interleave(typingctx, images, starts, offset, buffer, at, tile):
+    """Elements `offset` to `offset + L` of L images, each from `starts[lane]`, to `buffer[at:at + L * L]`, element by element."""
+    lanes = _shape_of(tile)[2]
+
+    def generate(context, builder, signature, args):
+        e = _Emitter(context, builder, signature, args, lanes)
+        source, starts_, offset_, target = e.data(0), e.data(1), args[2], e.at(e.data(3), args[4])
+        element = source.type.pointee if hasattr(source.type, "pointee") else context.get_value_type(images.dtype)
+        vectors = []
+        for lane in range(lanes):
+            start = builder.load(e.at(starts_, lane))
+            vectors.append(e.load(e.at(source, start, offset_), element, align=images.dtype.bitwidth // 8))
+        for i, vector in enumerate(e.transpose(vectors)):
+            e.store(vector if element == _F32 else builder.uitofp(vector, e.vector), e.at(target, i * lanes))
+        return context.get_dummy_value()
+
+    return types.void(images, starts, offset, buffer, at, tile), generate
+
+
+@intrinsic
+def deinterleave(typingctx, buffer, at, out, starts, offset, n_lanes, tile):
+    """`buffer[at:at + L * L]` to elements `offset` to `offset + L` of the first `n_lanes` images, each from `starts[lane]`."""
+    lanes = _shape_of(tile)[2]
+
+    def generate(context, builder, signature, args):
+        e = _Emitter(context, builder, signature, args, lanes)
+        source, out_, starts_ = e.at(e.data(0), args[1]), e.data(2), e.data(3)
+        for lane, vector in enumerate(e.transpose([e.load(e.at(source, i * lanes)) for i in range(lanes)])):
+            with builder.if_then(builder.icmp_signed(">", args[5], e.int(lane))):
+                e.store(vector, e.at(out_, builder.load(e.at(starts_, lane)), args[4]))
+        return context.get_dummy_value()
+
+    return types.void(buffer, at, out, starts, offset, n_lanes, tile), generate
+
+
+@intrinsic
+def convolve(typingctx, buffer, taps, places, scales, weights, bias, cells, n_filters, spare, split, activation, threshold, pool, tile):
+    """One tile: convolve P positions by F filters, activate, and pool into the cells.
+
+    Parameters
+    ----------
+    buffer : (m,) float32
+        All floats; the other integers are offsets into it.
+    taps : (n_taps,) int64
+        From a position's first pixel to the pixel of each tap, in order.
+    places : (4 P,) int64
+        First pixel of each position; its cell; whether it is the first of its cell; in the last P entries, whether all P lie in
+        one cell (entry 0) and the number of positions that count (entry 1).
+    scales : (P,) float32
+        What the cell is multiplied by after the position is added.
+    weights, bias, cells : int64
+        Of the tile's first filter; `weights` are (n_taps, F), the cell of position p begins at `cells + places[P + p]`.
+    n_filters : int64
+        Filters of the tile that count.
+    spare : int64
+        L floats where what does not count is written.
+    split : int64
+        From a filter's cell to that of its negative part.
+    activation, pool : int64
+        Codes.
+    threshold : float32
+    """
+    n_positions, n_wide, lanes = _shape_of(tile)
+    signature = types.void(
+        *(buffer, taps, places, scales, weights, bias, cells, n_filters, spare, split, activation, threshold, pool, tile)
+    )
+
+    def generate(context, builder, sig, args):
+        e, b = _Emitter(context, builder, sig, args, lanes), builder
+        buffer_, taps_, places_, scales_ = e.data(0), e.data(1), e.data(2), e.data(3)
+        weights_, bias_, cells_, n_filters_, spare_, split_, activation_, threshold_, pool_ = args[4:13]
+        positions, wide = range(n_positions), range(n_wide)
+        # mem2reg turns these into registers
+        acc = [[cgutils.alloca_once(b, e.vector) for _ in wide] for _ in positions]
+
+        for f in wide:
+            start = e.splat(b.load(e.at(buffer_, bias_, f)))
+            for p in positions:
+                b.store(start, acc[p][f])
+        pixels = [e.at(buffer_, b.load(e.at(places_, p))) for p in positions]
+        filters = e.at(buffer_, weights_)
+        n_taps = context.make_array(sig.args[1])(context, b, args[1]).nitems
+        with cgutils.for_range(b, n_taps) as loop:
+            tap = b.load(e.at(taps_, loop.index))
+            loaded = [e.load(e.at(pixel, tap)) for pixel in pixels]
+            here = e.at(filters, b.mul(loop.index, e.int(n_wide)))
+            for f in wide:
+                weight = e.splat(b.load(e.at(here, f)))
+                for p in positions:
+                    b.store(e.call("fma", loaded[p], weight, b.load(acc[p][f])), acc[p][f])
+
+        zero, one, minus_one = e.constant(0.0), e.constant(1.0), e.constant(-1.0)
+        threshold_ = e.splat(threshold_)
+        out = [[cgutils.alloca_once(b, e.vector) for _ in wide] for _ in positions]
+
+        def each(change):
+            for p in positions:
+                for f in wide:
+                    b.store(change(b.load(acc[p][f])), out[p][f])
+
+        def rectified(value):
+            """max(value - threshold, 0) that lets NaN through: an ordered comparison is false for it."""
+            value = b.fsub(value, threshold_)
+            return b.select(b.fcmp_ordered(">", zero, value), zero, value)
+
+        def clipped(value):
+            value = b.select(b.fcmp_ordered(">", minus_one, value), minus_one, value)
+            return b.select(b.fcmp_ordered("<", one, value), one, value)
+
+        is_max = e.is_code(pool_, POOLS["max"])
+        empty = b.select(is_max, e.constant(float("-inf")), zero)
+
+        def larger(old, new):
+            return b.select(b.or_(b.fcmp_ordered(">", new, old), b.fcmp_unordered("uno", new, new)), new, old)
+
+        def pooled(shift):
+            """Combine `out` with the cells `shift` further on."""
+
+            def cell(p, f):
+                return e.at(buffer_, cells_, b.load(e.at(places_, n_positions + p)), shift, f * lanes)
+
+            def counts(f):
+                return b.icmp_signed(">", n_filters_, e.int(f))
+
+            def before(p, pointer):
+                first = b.icmp_signed("!=", b.load(e.at(places_, 2 * n_positions + p)), e.int(0))
+                return b.select(first, empty, e.load(pointer))
+
+            def one_cell(combine):
+                scale = e.splat(b.load(e.at(scales_, n_positions - 1)))
+                for f in wide:
+                    pointer = b.select(counts(f), cell(0, f), e.at(buffer_, spare_))
+                    total = before(0, pointer)
+                    for p in positions:
+                        total = combine(total, b.load(out[p][f]))
+                    e.store(b.fmul(total, scale), pointer)
+
+            def many_cells(combine):
+                n_valid = b.load(e.at(places_, 3 * n_positions + 1))
+                for p in positions:
+                    scale = e.splat(b.load(e.at(scales_, p)))
+                    valid = b.icmp_signed(">", n_valid, e.int(p))
+                    for f in wide:
+                        pointer = b.select(b.and_(valid, counts(f)), cell(p, f), e.at(buffer_, spare_))
+                        e.store(b.fmul(combine(before(p, pointer), b.load(out[p][f])), scale), pointer)
+
+            with b.if_else(b.icmp_signed("!=", b.load(e.at(places_, 3 * n_positions)), e.int(0))) as (together, apart):
+                for branch, write in ((together, one_cell), (apart, many_cells)):
+                    with branch, b.if_else(is_max) as (largest, mean):
+                        with largest:
+                            write(larger)
+                        with mean:
+                            write(b.fadd)
+
+        with b.if_else(e.is_code(activation_, ACTIVATIONS["clip"])) as (clip, other):
+            with clip:
+                each(clipped)
+            with other, b.if_else(e.is_code(activation_, ACTIVATIONS["abs"])) as (absolute, plain):
+                with absolute:
+                    each(lambda value: rectified(e.call("fabs", value)))
+                with plain:
+                    each(rectified)
+        pooled(0)
+        with b.if_then(e.is_code(activation_, ACTIVATIONS["split"])):
+            each(lambda value: rectified(b.fneg(value)))
+            pooled(split_)
+        return context.get_dummy_value()
+
+    return signature, generate

@@ -1,0 +1,94 @@
+"""Labels of any accepted kind -> integer codes and the sorted values they stand for."""
+
+import hashlib
+import json
+
+import numpy as np
+
+from streamcnn.errors import DataError
+
+
+def label_values(values, source: str = "labels") -> np.ndarray:
+    """Labels as a 1-D array of native integers or of `str`.
+
+    Parameters
+    ----------
+    values : array-like (n,) or (n, 1)
+        Integers of any type, bool (as 0/1), floats that are whole numbers, `str` or UTF-8 bytes.
+    source : str
+        What to call them in an error.
+
+    Returns
+    -------
+    ndarray (n,), an integer type or 'U'
+
+    Raises
+    ------
+    DataError
+        For any other shape or kind of value.
+    """
+    array = np.asarray(values)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise DataError(f"{source} must be one value per image (n,) or (n, 1), got shape {array.shape}")
+    if array.dtype.kind == "O":
+        array = _from_objects(array, source)
+    kind = array.dtype.kind
+    if kind == "S":
+        try:
+            return np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{source} given as bytes must be UTF-8: {error}") from None
+    if kind == "T":  # NumPy's variable-width strings: no HDF5, no hash of fixed width
+        return array.astype("U")
+    if kind == "U":
+        return array
+    if kind == "b":
+        return array.astype(np.int64)
+    if kind in "iu":
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    if kind == "f":
+        # beyond 2**53 a float no longer holds every whole number, so such a "label" is a rounded one
+        odd = ~(np.isfinite(array) & (np.abs(array) <= 2.0**53) & (array == np.round(array)))
+        if odd.any():
+            raise DataError(f"Unknown label type: {source} must be whole numbers or strings, got {array[odd][0]}")
+        return array.astype(np.int64)
+    raise DataError(f"Unknown label type: {source} must be whole numbers or strings, got type {array.dtype}")
+
+
+def _from_objects(array: np.ndarray, source: str) -> np.ndarray:
+    """An object array whose values share one kind (as pandas gives them) -> an array of that kind."""
+    for kinds, dtype in (((str,), "U"), ((bytes,), "S"), ((bool, np.bool_), bool), ((int, np.integer), None)):
+        if len(array) and all(isinstance(value, kinds) for value in array):
+            return np.array(array.tolist(), dtype=dtype)
+    names = sorted({type(value).__name__ for value in array})
+    raise DataError(f"Unknown label type: {source} must be all whole numbers or all strings, got {', '.join(names)}")
+
+
+def encode_labels(values, n_samples: int, source: str = "labels") -> tuple[np.ndarray, np.ndarray]:
+    """Codes and sorted unique values of `values`.
+
+    Returns
+    -------
+    codes : int64 (n_samples,)
+        Position of each label in `classes`.
+    classes : ndarray (n_classes,), an integer type or 'U'
+
+    Raises
+    ------
+    DataError
+        When their number is not `n_samples` or their kind is not accepted.
+    """
+    values = label_values(values, source)
+    if len(values) != n_samples:
+        raise DataError(f"{source} must have one value for each of the {n_samples} images, got {len(values)}")
+    classes = np.unique(values)
+    return np.searchsorted(classes, values).astype(np.int64, copy=False), classes
+
+
+def labels_digest(codes: np.ndarray, classes: np.ndarray) -> str:
+    """Hex SHA-256 of the labels, the same on every machine."""
+    digest = hashlib.sha256(json.dumps(classes.tolist()).encode())
+    digest.update(memoryview(np.ascontiguousarray(codes, dtype="<i8")).cast("B"))
+    return digest.hexdigest()

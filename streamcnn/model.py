@@ -1,0 +1,255 @@
+"""The fitted model: predict in a stream, save, load. One HDF5 file of arrays with a JSON header, no pickle."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamcnn.arrays import load_arrays, save_arrays
+from streamcnn.errors import DataError, MemoryBudgetError, ModelError, StoreError
+from streamcnn.features import FeatureExtractor
+from streamcnn.files import scratch_folder
+from streamcnn.images import ImageSource
+from streamcnn.kernels import get_kernels, resolve_device
+from streamcnn.memory import MemoryMonitor, claims_table, format_bytes, resident_bytes
+from streamcnn.network import Network
+from streamcnn.pca import StreamingPCA
+from streamcnn.pipeline import Report, Run, library_versions
+from streamcnn.plan import CHUNK_SIZES, COMFORT, LIBRARY_BYTES, image_claims, make_plan
+from streamcnn.presets import Settings
+from streamcnn.progress import Progress
+from streamcnn.rows import recut
+from streamcnn.store import FeatureStore
+from streamcnn.svm import StreamingSVC
+from streamcnn.threads import limit_blas
+
+FORMAT, FORMAT_VERSION = "streamcnn-model", 1
+# rows per matrix product when predicting: the same for one image and for a million, so that a prediction never depends on its
+# neighbours, and small, so that one image is quick
+PREDICT_BLOCK = 64
+
+
+class Model:
+    """A trained classifier: network, PCA, SVM and class names.
+
+    Attributes
+    ----------
+    network : Network
+    pca : StreamingPCA or None
+    svm : StreamingSVC
+        Trained on class codes 0, 1, ...
+    classes_ : ndarray of shape (n_classes,), int or str
+    header : dict
+        Parameters, pixel kind, versions: what `info` shows.
+    """
+
+    def __init__(self, network: Network, pca: StreamingPCA | None, svm: StreamingSVC, classes: np.ndarray, header: dict[str, Any]):
+        self.network, self.pca, self.svm, self.classes_, self.header = network, pca, svm, classes, header
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.network.image_shape
+
+    @property
+    def feature_dtype(self) -> str:
+        return self.header["feature_dtype"]
+
+    def check_source(self, source: ImageSource) -> None:
+        """Refuse images of another shape or kind than trained on."""
+        if tuple(source.image_shape) != self.image_shape:
+            shapes = [" x ".join(map(str, shape)) for shape in (self.image_shape, source.image_shape)]
+            raise DataError(f"images must be {shapes[0]} (height x width x channels) as in training, got {shapes[1]}")
+        if source.dtype.name != self.header["pixels"]:
+            raise DataError(
+                f"pixels must be {self.header['pixels']} as in training, got {source.dtype.name}: convert the images the same way"
+            )
+
+    def predict_claims(self) -> dict[str, int]:
+        """Bytes that `decisions` holds besides the feature extractor."""
+        k = self.svm.n_features_in_
+        arrays = sum(a.nbytes for a in self.to_arrays().values())
+        return {
+            "model": 2 * arrays,
+            "feature block": 4 * PREDICT_BLOCK * self.network.n_features,
+            "reduced block": 16 * PREDICT_BLOCK * k,
+            "decisions": 8 * PREDICT_BLOCK * (len(self.classes_) ** 2 + len(getattr(self.svm, "support_vectors_", ()))),
+        }
+
+    def decisions(
+        self, source: ImageSource, chunk_size: int = 256, n_jobs: int = 1, device: str = "auto", update: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Decision values in row order, in bounded memory.
+
+        Parameters
+        ----------
+        source : ImageSource
+        chunk_size : int
+            Images per kernel call; changes no bit of the result.
+
+        Yields
+        ------
+        (first row, decisions) : int, ndarray
+            (m,) for two classes, positive for the second; (m, n_classes) for more.
+        """
+        self.check_source(source)
+        extractor = FeatureExtractor(source, self.network, self.feature_dtype, chunk_size, n_jobs, get_kernels(device))
+        block = np.empty((PREDICT_BLOCK, self.network.n_features), np.float32)
+        reduced = None if self.pca is None else np.empty((PREDICT_BLOCK, self.pca.n_components_), np.float32)
+        with limit_blas(n_jobs):
+            for start, n_valid in recut((rows for _, rows in extractor.chunks(0, source.n_samples)), block):
+                rows = block
+                if self.pca is not None:
+                    self.pca.transform_block(block, reduced)
+                    rows = reduced
+                yield start, self.svm.decide_block(rows)[:n_valid]
+                if update is not None:
+                    update(n_valid)
+
+    def labels_of(self, decisions: np.ndarray) -> np.ndarray:
+        """Class codes of decision values."""
+        return (decisions > 0).astype(np.int64) if decisions.ndim == 1 else decisions.argmax(axis=1)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All arrays of the model by name."""
+        parts = {"network": self.network.to_arrays(), "svm": self.svm.to_arrays()}
+        if self.pca is not None:
+            parts["pca"] = self.pca.to_arrays()
+        return {f"{part}.{name}": np.asarray(a) for part, arrays in parts.items() for name, a in arrays.items()}
+
+    def save(self, path: str | Path) -> None:
+        """Write the model as one file, complete or not at all."""
+        header = self.header | {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "classes": self.classes_.tolist(),
+            "network": self.network.describe(),
+        }
+        save_arrays(Path(path), self.to_arrays(), header)
+
+
+def load_model(path: str | Path) -> Model:
+    """Read a model file; nothing in it is executed.
+
+    Raises
+    ------
+    FileError
+        The file is missing.
+    ModelError
+        It is no model, damaged, or of a newer version.
+    """
+    path = Path(path)
+    arrays, header = load_arrays(path, FORMAT, FORMAT_VERSION)
+    try:
+        parts: dict[str, dict[str, np.ndarray]] = {"network": {}, "pca": {}, "svm": {}}
+        for name, array in arrays.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = array
+        network = Network.from_arrays(header.pop("network"), parts["network"])
+        pca = StreamingPCA.from_arrays(parts["pca"]) if parts["pca"] else None
+        svm = StreamingSVC.from_arrays(parts["svm"])
+        classes = np.asarray(header.pop("classes"))
+        width = network.n_features if pca is None else pca.n_components_
+        if classes.ndim != 1 or len(classes) != len(svm.classes_) or classes.dtype.kind not in "iU" or svm.n_features_in_ != width:
+            raise ModelError(f"{path} holds parts of different models: train it again")
+        return Model(network, pca, svm, classes, {k: v for k, v in header.items() if not k.startswith("format")} | _kept(header))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{path} lacks or misstates a part of the model ({error}): train it again") from error
+
+
+def _kept(header: dict[str, Any]) -> dict[str, Any]:
+    # these two are looked up while predicting; a header without them is no model
+    return {name: header[name] for name in ("pixels", "feature_dtype")}
+
+
+def fit_model(
+    source: ImageSource,
+    settings: Settings,
+    store_path: Path | None,
+    limit: int,
+    progress: Progress,
+    monitor: MemoryMonitor,
+    resume: bool = False,
+) -> tuple[Model, Report]:
+    """Plan, then run into the store at `store_path`, or into a temporary one that is removed at the end.
+
+    A store made here is removed again when it fails before anything in it is worth keeping; once a stage or shard is finished it
+    stays, whatever stops the run, and the same call continues from there.
+
+    Parameters
+    ----------
+    source : ImageSource
+        With labels.
+    settings : Settings
+    store_path : Path or None
+    limit : int
+        Memory limit in bytes.
+    progress : Progress
+    monitor : MemoryMonitor
+        Entered by the caller.
+    resume : bool
+        Check finished shards against their hashes, and refuse other data or parameters.
+
+    Returns
+    -------
+    model, report : Model, Report
+    """
+    settings = replace(settings, device=resolve_device(settings.device))
+    plan = make_plan(source, settings, limit, store_path)
+    temporary = store_path is None
+    path = scratch_folder() if store_path is None else store_path
+    fresh = not (path / "config.json").exists()
+    existed = path.exists()
+    if resume and fresh:
+        raise StoreError(f"{path} holds no store to resume: leave resume away to start one")
+    store = FeatureStore.create(path, durable=not temporary) if fresh else FeatureStore(path)
+    if not fresh:
+        store.lock()
+    try:
+        run = Run(source, settings, store, plan, progress, monitor, resume)
+        parts = run.run()
+        header = {
+            "settings": settings.describe(),
+            "pixels": source.dtype.name,
+            "feature_dtype": settings.feature_dtype,
+            "n_train": source.n_samples,
+            "pca_solver": plan.pca_solver,
+            "kernel": plan.kernel,
+            "digest": run.digests["svm"],
+            "versions": library_versions(),
+        }
+        model = Model(*parts, run.classes, header)
+        if not temporary:
+            model.save(store.path / "model.h5")
+            monitor.write_csv(store.path / "memory.csv")
+        return model, run.report
+    except BaseException:
+        if fresh and not existed and not store.entries:
+            store.delete()
+        raise
+    finally:
+        store.close()
+        if temporary:
+            store.delete()
+
+
+def prediction_chunk(model: Model, source: ImageSource, n_jobs: int, limit: int) -> tuple[int, int]:
+    """Largest chunk of images whose buffers keep a prediction under the limit, and the planned peak in bytes.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When not even one image at a time fits.
+    """
+    base = max(resident_bytes(), LIBRARY_BYTES)
+    kernels = get_kernels(model.header["settings"]["device"])
+    for chunk in CHUNK_SIZES:
+        claims = image_claims(source, model.network, chunk, model.feature_dtype, n_jobs, kernels) | model.predict_claims()
+        peak = base + sum(claims.values())
+        if peak <= COMFORT * limit or (chunk == 1 and peak <= limit):
+            return chunk, peak
+    raise MemoryBudgetError(
+        f"memory_limit of {format_bytes(limit)} is too small to predict even one image at a time: set it to at least "
+        f"{-(-peak // (1 << 20))}MiB\n" + claims_table({"already in use, libraries": base} | claims)
+    )

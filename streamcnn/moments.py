@@ -1,0 +1,118 @@
+"""Mean and covariance of rows that stream by: exact, mergeable, in one d x d matrix."""
+
+import numpy as np
+from scipy.linalg import eigh
+
+# columns of the Gram matrix computed at a time. Measured at 4,096 and 8,192 features: as fast as a whole `ssyrk` and faster
+# than 1,024, without a second d x d matrix for the block's product
+_STRIP = 256
+
+
+class Moments:
+    """Count, sum and second moments of rows shifted by a fixed estimate of their mean.
+
+    Products of a block are computed in the rows' own precision and added up in float64: summing in float32 throughout lost
+    11 % of the variance at an offset of 100, and without the shift the offset's square would drown the variance.
+
+    Parameters
+    ----------
+    shift : ndarray of shape (d,)
+        Anything near the mean; rounded to `dtype`.
+    dtype : numpy dtype
+        float32 or float64, that of the blocks.
+
+    Attributes
+    ----------
+    n : int
+    shift, total : ndarray of shape (d,), float64
+        `total` is the sum of the shifted rows.
+    gram : ndarray of shape (d, d), float64
+        The lower triangle is the sum of outer products of the shifted rows; the upper one is scratch.
+    """
+
+    def __init__(self, shift: np.ndarray, dtype):
+        d = len(shift)
+        self.n = 0
+        self.shift = shift.astype(dtype).astype(np.float64)
+        self.total = np.zeros(d)
+        self.gram = np.zeros((d, d))
+        self._strip = np.empty(min(_STRIP, d) * d, dtype)
+
+    def add(self, block: np.ndarray, n_valid: int) -> None:
+        """Take in a zero-padded block (fixed rows, d) of `n_valid` rows. `block` is overwritten.
+
+        Costs rows * d^2 multiplications, half of a full product.
+        """
+        block[:n_valid] -= self.shift.astype(block.dtype)
+        self.total += block.sum(axis=0, dtype=np.float64)
+        d = len(self.total)
+        for start in range(0, d, _STRIP):
+            stop = min(start + _STRIP, d)
+            strip = self._strip[: (stop - start) * stop].reshape(stop - start, stop)
+            np.matmul(block[:, start:stop].T, block[:, :stop], out=strip)
+            self.gram[start:stop, :stop] += strip
+        self.n += n_valid
+
+    def merge(self, other: "Moments") -> None:
+        """Take in the rows that `other` has seen. `other` stays as it is.
+
+        With delta = other.shift - self.shift, sum (x + delta)(x + delta)' = sum xx' + delta t' + t delta' + n delta delta'.
+        """
+        delta = other.shift - self.shift
+        total = other.total
+        for start in range(0, len(delta), _STRIP):
+            stop = min(start + _STRIP, len(delta))
+            here, left = slice(start, stop), slice(0, stop)
+            self.gram[here, left] += other.gram[here, left]
+            self.gram[here, left] += np.outer(delta[here], total[left] + other.n * delta[left])
+            self.gram[here, left] += np.outer(total[here], delta[left])
+        self.total += total + other.n * delta
+        self.n += other.n
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean of the rows: (d,), float64."""
+        return self.shift + self.total / self.n
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Variance of each column, divided by n: (d,), float64."""
+        return np.maximum(self.gram.diagonal() / self.n - np.square(self.total / self.n), 0)
+
+    def leading(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` largest eigenvalues of the covariance (divided by n - 1) and their eigenvectors.
+
+        Returns
+        -------
+        values : ndarray of shape (k,), float64
+            Descending, none below 0.
+        vectors : ndarray of shape (k, d), float64
+            Rows of unit length; of each, the coefficient of largest size is positive.
+
+        Notes
+        -----
+        LAPACK destroys one triangle and the diagonal. The covariance is built in the unused upper triangle, so that the moments
+        survive and no second d x d matrix is needed. Only the leading pairs are computed: all of them took five times as long
+        at 8,192 columns.
+        """
+        d = len(self.total)
+        mean = self.total / self.n
+        diagonal = self.gram.diagonal().copy()
+        for start in range(0, d, _STRIP):
+            stop = min(start + _STRIP, d)
+            covariance = np.outer(self.total[start:stop], mean[:stop])
+            np.subtract(self.gram[start:stop, :stop], covariance, out=covariance)
+            covariance /= self.n - 1
+            self.gram[:start, start:stop] = covariance[:, :start].T
+            corner, upper = self.gram[start:stop, start:stop], np.triu_indices(stop - start)
+            corner[upper] = covariance[:, start:].T[upper]
+        try:
+            # the transpose is in Fortran order, so that nothing is copied; its lower triangle is the upper one here
+            values, vectors = eigh(
+                self.gram.T, lower=True, overwrite_a=True, check_finite=False, subset_by_index=(d - k, d - 1), driver="evr"
+            )
+        finally:
+            np.fill_diagonal(self.gram, diagonal)
+        vectors = vectors[:, ::-1].T
+        largest = vectors[np.arange(k), np.abs(vectors).argmax(axis=1)]
+        return np.maximum(values[::-1], 0), np.ascontiguousarray(vectors * np.where(largest < 0, -1.0, 1.0)[:, None])

@@ -1,0 +1,360 @@
+"""Convolution layers, their shape arithmetic, and the step from a chunk of images to a chunk of feature rows.
+
+Nothing here is trained: filters are drawn at random (section 3 of Lee & Lee 2017) and only scaled, so that responses are of
+order one on the data at hand.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from streamcnn import preprocess
+from streamcnn.errors import DataError, FilterBankError, ParameterError
+from streamcnn.filters import random_filter_bank
+from streamcnn.kernels import ACTIVATIONS, POOLS
+
+logger = logging.getLogger("streamcnn")
+
+CALIBRATION_BYTES = 1 << 24
+# a bank is drawn a little below its threshold: scaling to float32 may move a similarity by a few 2**-24
+_ROUNDING = 1 - 1e-6
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """One layer: convolution by random filters, activation, pooling.
+
+    With r = gain * (w * x) and t = threshold the activations are: `relu` max(r - t, 0); `abs` max(|r| - t, 0);
+    `clip` min(max(r, -1), 1); `split` the channels max(r - t, 0) of all filters, then max(-r - t, 0) of all.
+    Filters are scaled in `fit` so that the mean of |w * x| over the data is one; `gain` and `threshold` are in that unit.
+
+    Parameters
+    ----------
+    n_filters : int
+    kernel_size : int, (int, int) or "auto"
+        `"auto"` is 5, or the image's side where that is smaller.
+    stride, padding : int
+        The same in both directions; padding is with zeros.
+    filters : "discriminating" or "random"
+        `"discriminating"` keeps a drawn filter only if its similarity, eq. (2) of Lee & Lee 2017, to every filter kept before
+        is at most `max_similarity`; `"random"` keeps every one.
+    max_similarity : float
+    similarity : "peak", "l1", "l2" or "signed"
+        See `filter_similarity`.
+    gain : float
+    activation : "relu", "abs", "clip" or "split"
+    threshold : float
+    pool : "mean", "max" or None
+    pool_size : int or "auto"
+        Side of the square windows, which do not overlap; incomplete windows are dropped. `"auto"` makes at most 7 windows
+        along the longer side.
+    pool_grid : (int, int) or None
+        Pool to so many rows and columns instead; cell i covers rows floor(i*H/R) to floor((i+1)*H/R).
+    patch_norm : None
+        Only for filters drawn from data patches, which this version does not have.
+    """
+
+    n_filters: int
+    kernel_size: Any = "auto"
+    stride: int = 1
+    padding: int = 0
+    filters: str = "discriminating"
+    max_similarity: float | None = 0.10
+    similarity: str = "peak"
+    gain: float = 1.0
+    activation: str = "relu"
+    threshold: float = 0.0
+    pool: str | None = "mean"
+    pool_size: Any = "auto"
+    pool_grid: tuple[int, int] | None = None
+    patch_norm: float | None = None
+
+    def check(self) -> None:
+        """Refuse values that no image could make right."""
+        for name, lowest in (("n_filters", 1), ("stride", 1), ("padding", 0)):
+            value = getattr(self, name)
+            if not _is_int(value) or value < lowest:
+                raise ParameterError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
+        kernel = self.kernel_size
+        if kernel != "auto" and not (_is_int(kernel) and kernel > 0) and not _is_int_pair(kernel):
+            raise ParameterError(f'kernel_size must be a positive whole number, a pair of them or "auto", got {kernel!r}')
+        if self.pool_size is not None and self.pool_size != "auto" and not (_is_int(self.pool_size) and self.pool_size > 0):
+            raise ParameterError(f'pool_size must be a positive whole number or "auto", got {self.pool_size!r}')
+        if self.pool_grid is not None and not _is_int_pair(self.pool_grid):
+            raise ParameterError(f"pool_grid must be a pair of positive whole numbers or None, got {self.pool_grid!r}")
+        for name, allowed in (("filters", ("discriminating", "random")), ("activation", tuple(ACTIVATIONS))):
+            if getattr(self, name) not in allowed:
+                raise ParameterError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.pool is not None and self.pool not in POOLS:
+            raise ParameterError(f"pool must be one of {', '.join(POOLS)} or None, got {self.pool!r}")
+        for name in ("gain", "threshold"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not np.isfinite(value) or value < 0 or (name == "gain" and value == 0):
+                raise ParameterError(f"{name} must be a {'positive' if name == 'gain' else 'non-negative'} number, got {value!r}")
+        if self.patch_norm is not None:
+            raise ParameterError(f"patch_norm must be None: this version has no patch filters, got {self.patch_norm!r}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_int_pair(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_int(v) and v > 0 for v in value)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of one layer, resolved for one image shape: everything but the filters' coefficients."""
+
+    layer: ConvLayer
+    in_shape: tuple[int, int, int]
+    kernel: tuple[int, int]
+    row_edges: np.ndarray
+    col_edges: np.ndarray
+
+    @property
+    def filters_shape(self) -> tuple[int, int, int, int]:
+        return (self.layer.n_filters, *self.kernel, self.in_shape[2])
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        channels = self.layer.n_filters * (2 if self.layer.activation == "split" else 1)
+        return (len(self.row_edges) - 1, len(self.col_edges) - 1, channels)
+
+
+def resolve_layer(layer: ConvLayer, in_shape: tuple[int, int, int]) -> Geometry:
+    """Kernel and pooling sizes for images of `in_shape` (height, width, channels).
+
+    Raises
+    ------
+    ParameterError
+        When an explicit size is larger than the image allows; automatic sizes shrink to what it allows.
+    """
+    layer.check()
+    height, width = (side + 2 * layer.padding for side in in_shape[:2])
+    if layer.kernel_size == "auto":
+        kernel = (min(5, height), min(5, width))
+    else:
+        kernel = tuple(layer.kernel_size) if isinstance(layer.kernel_size, (tuple, list)) else (layer.kernel_size,) * 2
+        if kernel[0] > height or kernel[1] > width:
+            raise ParameterError(
+                f"kernel_size of {kernel[0]} x {kernel[1]} is larger than the {height} x {width} pixels the layer gets: "
+                f'choose at most {min(height, width)}, or "auto"'
+            )
+    maps = [(side - k) // layer.stride + 1 for side, k in zip((height, width), kernel)]
+    return Geometry(layer, in_shape, kernel, *_pool_edges(layer, *maps))
+
+
+def _pool_edges(layer: ConvLayer, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+    """First conv row (column) of each pooling window, and the end of the last."""
+    if layer.pool is None:
+        return np.arange(rows + 1), np.arange(cols + 1)
+    if layer.pool_grid is not None:
+        grid = layer.pool_grid
+        if grid[0] > rows or grid[1] > cols:
+            raise ParameterError(f"pool_grid of {grid[0]} x {grid[1]} is finer than the {rows} x {cols} map it pools: choose at most that")
+        return np.arange(grid[0] + 1) * rows // grid[0], np.arange(grid[1] + 1) * cols // grid[1]
+    if layer.pool_size == "auto":
+        side = -(-max(rows, cols) // 7)
+        size = (min(side, rows), min(side, cols))
+    else:
+        side = 1 if layer.pool_size is None else layer.pool_size
+        size = (side, side)
+        if side > rows or side > cols:
+            raise ParameterError(f'pool_size of {side} is larger than the {rows} x {cols} map it pools: choose at most that, or "auto"')
+    return np.arange(rows // size[0] + 1) * size[0], np.arange(cols // size[1] + 1) * size[1]
+
+
+def resolve_layers(layers: Iterable[ConvLayer], image_shape: tuple[int, int, int]) -> list[Geometry]:
+    """Geometry of stacked layers; each works on the output of the one before."""
+    resolved: list[Geometry] = []
+    for number, layer in enumerate(layers):
+        if not isinstance(layer, ConvLayer):
+            raise ParameterError(f"layers must be a sequence of ConvLayer, got {layer!r} at place {number}")
+        try:
+            resolved.append(resolve_layer(layer, resolved[-1].out_shape if resolved else image_shape))
+        except ParameterError as error:
+            raise ParameterError(f"layer {number + 1}: {error}") from None
+    if not resolved:
+        raise ParameterError("layers must hold at least one ConvLayer, got none")
+    return resolved
+
+
+class Network:
+    """Stacked layers with their filters: what turns images into feature rows.
+
+    Parameters
+    ----------
+    geometry : list of Geometry
+    steps : tuple of str
+        Preprocessing, see `preprocess.PREPROCESS`.
+    filters : list of ndarray of shape (n_filters, height, width, channels), float32
+        As applied, scale and gain included.
+    """
+
+    def __init__(self, geometry: list[Geometry], steps: tuple[str, ...], filters: list[np.ndarray] | None = None):
+        self.geometry, self.steps = geometry, steps
+        self.filters = filters or []
+        self.info: list[dict[str, Any]] = []
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.geometry[0].in_shape
+
+    @property
+    def n_features(self) -> int:
+        return int(np.prod(self.geometry[-1].out_shape))
+
+    def buffer_shapes(self, chunk_size: int, n_threads: int, kernels) -> dict[str, tuple[int, ...]]:
+        """Shapes of every float32 buffer `transform` uses for chunks of at most `chunk_size` images."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.steps:
+            shapes["preprocessed images"] = (chunk_size, *self.image_shape)
+        for number, g in enumerate(self.geometry, start=1):
+            shapes[f"layer {number} output"] = (chunk_size, *g.out_shape)
+        scratch = [kernels.conv_scratch(g.in_shape, g.filters_shape, g.out_shape, g.layer.padding) for g in self.geometry]
+        scratch.append(preprocess.scratch(self.steps, self.image_shape, kernels))
+        shapes["kernel scratch"] = (n_threads, max(scratch))
+        return shapes
+
+    def buffer_bytes(self, chunk_size: int, n_threads: int, kernels) -> dict[str, int]:
+        """Bytes of each of those buffers."""
+        return {name: 4 * int(np.prod(shape)) for name, shape in self.buffer_shapes(chunk_size, n_threads, kernels).items()}
+
+    def draw(self, sample: np.ndarray, seed: int, n_threads: int, kernels) -> None:
+        """Draw the filters of every layer and scale them on a sample of images.
+
+        The scale of a layer is 1 / mean |w * x| over the sample, all positions and all its filters, so that responses are of
+        order one whatever the range of the pixels.
+
+        Parameters
+        ----------
+        sample : ndarray of shape (m, height, width, channels), uint8 or float32
+        seed : int
+        """
+        step = 16
+        self.filters = []
+        for number, g in enumerate(self.geometry):
+            bank = self._draw_bank(number, g, seed)
+            below = Network(self.geometry[:number], self.steps, self.filters) if number else None
+            buffers = (below or self).allocate(step, n_threads, kernels) if number or self.steps else {}
+            # the fused kernel itself averages |w * x|: one window over the whole map
+            probe = np.empty((step, 1, 1, g.layer.n_filters), np.float32)
+            scratch = np.empty((n_threads, kernels.conv_scratch(g.in_shape, bank.shape, (1, 1, len(bank)), g.layer.padding)), np.float32)
+            rows, cols = ((s + 2 * g.layer.padding - k) // g.layer.stride + 1 for s, k in zip(g.in_shape, g.kernel))
+            total = 0.0
+            for start in range(0, len(sample), step):
+                images = sample[start : start + step]
+                if below is not None:
+                    inputs = below.transform(images, buffers, kernels).reshape(-1, *g.in_shape)
+                else:
+                    inputs = self._preprocessed(images, buffers, kernels)
+                kernels.conv_layer(
+                    *(inputs, bank, np.zeros(len(bank), np.float32), g.layer.stride, g.layer.padding),
+                    *(ACTIVATIONS["abs"], 0.0, POOLS["mean"], np.array([0, rows]), np.array([0, cols])),
+                    *(scratch, probe[: len(images)]),
+                )
+                total += float(probe[: len(images)].sum(dtype=np.float64))
+            mean = total / (len(sample) * len(bank))
+            scale = g.layer.gain / mean if mean > 0 and np.isfinite(mean) else g.layer.gain
+            self.filters.append((bank * scale).astype(np.float32))
+            self.info[-1]["scale"] = scale
+
+    def _draw_bank(self, number: int, g: Geometry, seed: int) -> np.ndarray:
+        layer = g.layer
+        rule = layer.max_similarity if layer.filters == "discriminating" else None
+        automatic = layer.kernel_size == "auto" and min(g.kernel) < 5
+        # a zero mean discards the brightness, which in a single row or pixel may be all there is
+        options = {"zero_mean": min(g.kernel) > 1, "similarity": layer.similarity, "return_info": True}
+        seeds = np.random.SeedSequence([seed, number])
+        try:
+            threshold = None if rule is None else rule * _ROUNDING
+            bank, info = random_filter_bank(
+                layer.n_filters, g.kernel, g.in_shape[2], threshold, random_state=np.random.default_rng(seeds), **options
+            )
+        except FilterBankError as error:
+            if not automatic:
+                raise FilterBankError(f"layer {number + 1}: {error}") from None
+            warnings.warn(
+                f"layer {number + 1}: images leave room for filters of {g.kernel[0]} x {g.kernel[1]} only, where {layer.n_filters} "
+                f"dissimilar ones do not exist: the similarity rule is dropped",
+                stacklevel=2,
+            )
+            bank, info = random_filter_bank(
+                layer.n_filters, g.kernel, g.in_shape[2], None, random_state=np.random.default_rng(seeds), **options
+            )
+        self.info = [*self.info[:number], info]
+        logger.info("layer %d: kept %d of %d candidate filters", number + 1, layer.n_filters, info["n_candidates"])
+        return bank
+
+    def allocate(self, chunk_size: int, n_threads: int, kernels) -> dict[str, np.ndarray]:
+        """The buffers of `buffer_shapes`, to be used again for every chunk."""
+        return {name: np.empty(s, np.float32) for name, s in self.buffer_shapes(chunk_size, n_threads, kernels).items()}
+
+    def _preprocessed(self, images: np.ndarray, buffers: dict[str, np.ndarray], kernels) -> np.ndarray:
+        if not self.steps:
+            return images
+        out = buffers["preprocessed images"][: len(images)]
+        preprocess.apply(self.steps, images, buffers["kernel scratch"], out, kernels)
+        return out
+
+    def transform(self, images: np.ndarray, buffers: dict[str, np.ndarray], kernels) -> np.ndarray:
+        """Feature rows (n, n_features) float32 of images (n, height, width, channels): a view of a buffer, valid until the next call."""
+        x = self._preprocessed(images, buffers, kernels)
+        for number, (g, filters) in enumerate(zip(self.geometry, self.filters), start=1):
+            out = buffers[f"layer {number} output"][: len(images)]
+            kernels.conv_layer(
+                *(x, filters, np.zeros(len(filters), np.float32), g.layer.stride, g.layer.padding),
+                *(ACTIVATIONS[g.layer.activation], g.layer.threshold, POOLS[g.layer.pool or "mean"], g.row_edges, g.col_edges),
+                *(buffers["kernel scratch"], out),
+            )
+            x = out
+        return x.reshape(len(images), -1)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The filters by name, for saving; the rest follows from `describe`."""
+        return {f"filters_{number}": filters for number, filters in enumerate(self.filters, start=1)}
+
+    def describe(self) -> dict[str, Any]:
+        """Parameters that rebuild the network together with its arrays (JSON)."""
+        layers = [asdict(g.layer) for g in self.geometry]
+        return {"image_shape": list(self.image_shape), "steps": list(self.steps), "layers": layers, "info": self.info}
+
+    @classmethod
+    def from_arrays(cls, description: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Network":
+        """Rebuild what `describe` and `to_arrays` gave."""
+        geometry = resolve_layers([layer_from_dict(d) for d in description["layers"]], tuple(description["image_shape"]))
+        network = cls(geometry, preprocess.resolve_preprocess(description["steps"]))
+        network.filters = [arrays[f"filters_{number}"] for number in range(1, len(geometry) + 1)]
+        network.info = description["info"]
+        for g, filters in zip(geometry, network.filters):
+            if filters.shape != g.filters_shape or filters.dtype != np.float32:
+                raise DataError(f"filters are {filters.shape} {filters.dtype}, the layer needs {g.filters_shape} float32")
+        return network
+
+
+def layer_from_dict(values: dict[str, Any]) -> ConvLayer:
+    """A ConvLayer from JSON, where pairs have become lists."""
+    return ConvLayer(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def round_features(rows: np.ndarray, out: np.ndarray) -> None:
+    """Write `rows` to `out` in its dtype; rounding is part of the model.
+
+    Raises
+    ------
+    DataError
+        When a value does not fit (float16 ends at 65,504).
+    """
+    with np.errstate(over="ignore"):
+        out[:] = rows
+    if not np.isfinite(out).all():
+        raise DataError(f'features exceed the range of {out.dtype.name}: choose feature_dtype="float32", or a smaller gain')
+
+
+Progress = Callable[[int], None]

@@ -1,0 +1,425 @@
+"""Principal components of rows that do not fit in memory: step 2 of Lee & Lee (2017)."""
+
+import math
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.decomposition import IncrementalPCA
+from sklearn.utils.validation import check_array, check_is_fitted
+
+from streamcnn.errors import DataError, ParameterError
+from streamcnn.incremental import incremental_batches, iter_incremental
+from streamcnn.moments import Moments
+from streamcnn.rowinput import blocks_of, check_finite, is_batches, is_rows, open_rows
+from streamcnn.rows import ArrayRows, block_rows, iter_blocks
+from streamcnn.threads import limit_blas, resolve_n_jobs
+
+SOLVERS = ("auto", "covariance", "incremental")
+# widest rows whose d x d Gram matrix pays: 512 MiB
+COVARIANCE_FEATURES = 8192
+_RESULTS = (
+    "components_",
+    "mean_",
+    "var_",
+    "explained_variance_",
+    "explained_variance_ratio_",
+    "singular_values_",
+    "noise_variance_",
+    "n_components_",
+)
+
+
+class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Principal component analysis in one pass over rows of any number.
+
+    Parameters
+    ----------
+    n_components : int or None
+        None: as many as rows and features allow (`"incremental"` from batches: as the first batch allows).
+    solver : {"auto", "covariance", "incremental"}
+        `"covariance"`: exact, mergeable, 8 * n_features^2 bytes. `"incremental"`: scikit-learn's `IncrementalPCA`, approximate
+        (0.97 to 1.0 of the exact captured variance), 52 * (batch_size + n_components) * n_features bytes. `"auto"`: covariance
+        up to 8,192 features, else incremental.
+    whiten : bool
+        Scale the reduced columns to unit variance.
+    batch_size : int or None
+        Rows of a batch of `"incremental"`, which `fit` makes at most so large; at least `n_components`. None: three times
+        `n_components`, at least 256. (Ten times captures at most 0.5 % more variance, one time 0.3 % less and takes longer.)
+    n_jobs : int or None
+        BLAS threads; part of what fixes the last bits.
+
+    Attributes
+    ----------
+    components_ : ndarray of shape (n_components_, n_features), float64
+        In each row the coefficient of largest size is positive.
+    mean_, var_ : ndarray of shape (n_features,), float64
+    explained_variance_, explained_variance_ratio_, singular_values_ : ndarray of shape (n_components_,), float64
+    noise_variance_ : float
+        Mean variance of the directions left out.
+    n_components_, n_features_in_, n_samples_seen_, n_jobs_ : int
+    solver_ : str
+
+    Notes
+    -----
+    `fit` gives the same bits in whatever batches the rows arrive, as it cuts them into fixed blocks; with `"incremental"`, arrays
+    and `Rows` are dealt to the batches by stripes (they may be sorted by class), whereas a re-iterable of batches is taken in
+    its own order. `partial_fit` takes each call's rows as they come.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rows = np.random.default_rng(0).standard_normal((1000, 20)).astype(np.float32)
+    >>> StreamingPCA(n_components=3).fit(rows).transform(rows).shape
+    (1000, 3)
+    """
+
+    def __init__(self, n_components=None, solver="auto", whiten=False, batch_size=None, n_jobs=None):
+        self.n_components = n_components
+        self.solver = solver
+        self.whiten = whiten
+        self.batch_size = batch_size
+        self.n_jobs = n_jobs
+
+    def fit(self, X, y=None):
+        """Components of all rows of `X`, forgetting what was fitted before.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features), Rows, or re-iterable of batches (m, n_features) or (rows, labels)
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        DataError
+            For NaN or infinity, or fewer than two rows.
+        ParameterError
+            When there are fewer rows or features than `n_components`.
+        """
+        self._check_parameters()
+        source, dtype = open_rows(self, X, reset=True, ensure_min_samples=2)
+        self._start()
+        try:
+            k = self._check_n_components(getattr(source, "n_rows", self.n_features_in_))
+            with limit_blas(self.n_jobs_):
+                if self.solver_ == "covariance":
+                    block = np.empty((block_rows(self.n_features_in_), self.n_features_in_), dtype)
+                    for _, n_valid in blocks_of(source, block):
+                        self._add(block, n_valid)
+                    self._finish()
+                else:
+                    # without n_components, batches of unknown number decide by the first of them
+                    known = self.n_components is not None or is_rows(source)
+                    for batch in iter_incremental(source, k if known else 1, self.batch_size):
+                        self._add_incremental(batch)
+        except BaseException:
+            del self.n_samples_seen_
+            raise
+        return self
+
+    def partial_fit(self, X, y=None):
+        """Add the rows of an array (m, n_features) to those seen so far.
+
+        With `"covariance"` the components are computed when they are first asked for. With `"incremental"` the array is one
+        batch, and the first one must have at least `n_components` rows.
+        """
+        first = not hasattr(self, "n_samples_seen_")
+        if is_rows(X) or is_batches(X):
+            raise ParameterError(f"partial_fit takes one array of rows at a time, got {type(X).__name__}; use fit")
+        if first:
+            self._check_parameters()
+        elif "_state" not in self.__dict__:
+            raise ParameterError("this StreamingPCA was loaded without its accumulated state and takes no more rows; fit a new one")
+        source, dtype = open_rows(self, X, reset=first)
+        assert isinstance(source, ArrayRows)
+        # all of it before any of it is added
+        check_finite(source.array, 0 if first else self.n_samples_seen_)
+        if first:
+            self._check_n_components(self.n_features_in_)
+            self._start()
+        with limit_blas(self.n_jobs_):
+            if self.solver_ == "incremental":
+                batch = np.empty((source.n_rows, self.n_features_in_))
+                source.read(0, source.n_rows, batch)
+                self._add_incremental(batch)
+                return self
+            block = np.empty((block_rows(self.n_features_in_), self.n_features_in_), dtype)
+            for _, n_valid in iter_blocks(source, block):
+                self._add(block, n_valid)
+        self._drop_results()
+        return self
+
+    def merge(self, other: "StreamingPCA") -> "StreamingPCA":
+        """Take in all rows that `other` has seen, as if they had been fitted here; `other` stays as it is.
+
+        Raises
+        ------
+        ParameterError
+            Unless both are fitted with `"covariance"` on rows of the same width.
+        """
+        for pca in (self, other):
+            check_is_fitted(pca, "n_samples_seen_")
+            if not isinstance(getattr(pca, "_state", None), Moments):
+                raise ParameterError(f'merge needs solver="covariance" on both sides, with accumulated state, got {pca.solver_!r}')
+        if self.n_features_in_ != other.n_features_in_:
+            raise DataError(f"merge needs rows of the same width, got {self.n_features_in_} and {other.n_features_in_} features")
+        self._state.merge(other._state)
+        self.n_samples_seen_ = self._state.n
+        self._drop_results()
+        return self
+
+    def __getattr__(self, name):
+        # only reached for attributes that are not there: components asked for after partial_fit or merge
+        if name in _RESULTS and isinstance(self.__dict__.get("_state"), Moments):
+            with limit_blas(self.n_jobs_):
+                self._finish()
+            return self.__dict__[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _check_parameters(self) -> None:
+        resolve_solver(self.solver, 1)
+        for name, value in (("n_components", self.n_components), ("batch_size", self.batch_size)):
+            if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1):
+                raise ParameterError(f"{name} must be None or a whole number of at least 1, got {value!r}")
+        self.n_jobs_ = resolve_n_jobs(self.n_jobs)
+
+    def _start(self) -> None:
+        """Forget what was fitted before."""
+        self._drop_results()
+        self.solver_ = resolve_solver(self.solver, self.n_features_in_)
+        self.n_samples_seen_ = 0
+        self._state: Any = IncrementalPCA() if self.solver_ == "incremental" else None
+
+    def _drop_results(self) -> None:
+        for name in _RESULTS:
+            self.__dict__.pop(name, None)
+        self._projector: _Projector | None = None
+
+    def _check_n_components(self, n_rows: int) -> int:
+        most = min(n_rows, self.n_features_in_)
+        if self.n_components is not None and self.n_components > most:
+            raise ParameterError(
+                f"n_components must be at most min(rows, features) = min({n_rows}, {self.n_features_in_}) = {most}, got "
+                f"{self.n_components}; lower it or add rows"
+            )
+        return most if self.n_components is None else int(self.n_components)
+
+    def _add(self, block: np.ndarray, n_valid: int) -> None:
+        if self._state is None:
+            self._state = Moments(block[:n_valid].mean(axis=0, dtype=np.float64), block.dtype)
+        self._state.add(block, n_valid)
+        self.n_samples_seen_ = self._state.n
+
+    def _finish(self) -> None:
+        """Components from the moments, under the caller's BLAS limit."""
+        state, n = self._state, self._state.n
+        if n < 2:
+            raise DataError(f"X must have at least 2 rows, got {n} sample(s)")
+        k = self._check_n_components(n)
+        values, vectors = state.leading(k)
+        variance = state.variance
+        total = variance.sum() * n / (n - 1)
+        rest = min(n, self.n_features_in_) - k
+        self.components_, self.explained_variance_ = vectors, values
+        self.explained_variance_ratio_ = values / total if total > 0 else np.zeros(k)
+        self.singular_values_ = np.sqrt(values * (n - 1))
+        self.noise_variance_ = float(max(total - values.sum(), 0.0) / rest) if rest else 0.0
+        self.mean_, self.var_, self.n_components_ = state.mean, variance, k
+        self._projector = None
+
+    def _add_incremental(self, batch: np.ndarray) -> None:
+        """One batch of float64 rows, which is overwritten."""
+        k = self._check_n_components(len(batch) if self.n_samples_seen_ == 0 else self.n_features_in_)
+        if self.n_samples_seen_ == 0 and len(batch) == 1:
+            raise DataError("X must have at least 2 rows in its first batch, got 1 sample(s)")
+        # an int, as the first batch fixes how many there are
+        self._state.n_components = int(getattr(self._state, "n_components_", k))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self._state.partial_fit(batch, check_input=False)
+        # scikit-learn keeps a view, and with it all right singular vectors of the batch
+        self._state.components_ = self._state.components_.copy()
+        for name in _RESULTS:
+            setattr(self, name, getattr(self._state, name))
+        self.explained_variance_ratio_ = np.nan_to_num(self.explained_variance_ratio_, nan=0.0, posinf=0.0)
+        self.n_samples_seen_ = int(self._state.n_samples_seen_)
+        self._projector = None
+
+    # -- use -----------------------------------------------------------------------------------------------------------
+    def transform(self, X):
+        """Project rows on the components.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features), Rows, or re-iterable of batches
+
+        Returns
+        -------
+        ndarray of shape (n, n_components_)
+            float64 for float64 (and wide integer) arrays, else float32.
+        """
+        check_is_fitted(self, "n_samples_seen_")
+        source, dtype = open_rows(self, X, reset=False)
+        projector = _Projector(self, dtype)
+        block = np.empty((block_rows(self.n_features_in_), self.n_features_in_), dtype)
+        reduced = np.empty((len(block), self.n_components_), dtype)
+        n_rows = getattr(source, "n_rows", None)
+        result = np.empty((n_rows or 0, self.n_components_), dtype)
+        parts = []
+        with limit_blas(self.n_jobs_):
+            for start, n_valid in blocks_of(source, block):
+                projector(block, reduced)
+                if n_rows is None:
+                    parts.append(reduced[:n_valid].copy())
+                else:
+                    result[start : start + n_valid] = reduced[:n_valid]
+        return result if n_rows is not None else np.concatenate(parts)
+
+    def transform_block(self, block: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Project one float32 block into `out`, for pipelines: no allocation, no checks, no limit on BLAS threads.
+
+        Parameters
+        ----------
+        block : ndarray of shape (rows, n_features), float32
+            Zero-padded, always as many rows; overwritten.
+        out : ndarray of shape (rows, n_components_), float32
+            Padded rows give rows to be ignored.
+
+        Returns
+        -------
+        out
+        """
+        if self._projector is None:
+            self._projector = _Projector(self, np.dtype(np.float32))
+        return self._projector(block, out)
+
+    def inverse_transform(self, X):
+        """Rows whose `transform` is `X`, as near as the components allow: (n, n_components_) -> (n, n_features)."""
+        check_is_fitted(self, "n_samples_seen_")
+        X = check_array(X, dtype=[np.float64, np.float32], input_name="X")
+        if X.shape[1] != self.n_components_:
+            raise DataError(f"X must have n_components_ = {self.n_components_} columns, got {X.shape[1]}")
+        weights = self.components_ * (_deviation(self)[:, None] if self.whiten else 1.0)
+        weights, result = weights.astype(X.dtype), np.empty((len(X), self.n_features_in_), X.dtype)
+        block = np.empty((block_rows(self.n_features_in_), self.n_components_), X.dtype)
+        with limit_blas(self.n_jobs_):
+            for start, n_valid in iter_blocks(ArrayRows(X), block):
+                result[start : start + n_valid] = (block @ weights)[:n_valid]
+        result += self.mean_.astype(X.dtype)
+        return result
+
+    @property
+    def _n_features_out(self):
+        return self.n_components_
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    # -- keep ----------------------------------------------------------------------------------------------------------
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """What `transform` needs, as arrays without objects. What `partial_fit` and `merge` need is left out."""
+        check_is_fitted(self, "n_samples_seen_")
+        arrays = {name: np.asarray(getattr(self, name)) for name in _RESULTS}
+        flags = [SOLVERS.index(self.solver_), int(bool(self.whiten)), self.n_samples_seen_, self.n_jobs_]
+        return arrays | {"header": np.array(flags, np.int64)}
+
+    @classmethod
+    def from_arrays(cls, arrays) -> "StreamingPCA":
+        """The estimator that `to_arrays` described.
+
+        Raises
+        ------
+        DataError
+            When arrays are missing or do not fit together.
+        """
+        missing = [name for name in (*_RESULTS, "header") if name not in arrays]
+        if missing:
+            raise DataError(f"a saved StreamingPCA must hold {', '.join(missing)}, got only {', '.join(sorted(arrays))}")
+        solver, whiten, n_seen, n_jobs = (int(value) for value in np.asarray(arrays["header"]).reshape(4))
+        components = np.asarray(arrays["components_"], np.float64)
+        k, d = components.shape
+        widths = {"mean_": d, "var_": d, "explained_variance_": k, "explained_variance_ratio_": k, "singular_values_": k}
+        if any(np.shape(arrays[name]) != (width,) for name, width in widths.items()) or not 0 < solver < len(SOLVERS):
+            raise DataError("a saved StreamingPCA has arrays that do not fit together; save it again")
+        pca = cls(n_components=k, solver=SOLVERS[solver], whiten=bool(whiten), n_jobs=n_jobs)
+        pca.components_ = components
+        for name in widths:
+            setattr(pca, name, np.asarray(arrays[name], np.float64))
+        pca.noise_variance_, pca.n_components_ = float(arrays["noise_variance_"]), k
+        pca.n_features_in_, pca.n_samples_seen_, pca.solver_, pca.n_jobs_ = d, n_seen, SOLVERS[solver], n_jobs
+        pca._projector = None
+        return pca
+
+
+class _Projector:
+    """Rows minus mean, times components, in one precision and without allocation.
+
+    Rows are centred before the product: at an offset of 1,000 standard deviations a float32 product of rows as they are keeps 3
+    digits. What rounding the mean to float32 leaves over is taken off the result.
+    """
+
+    def __init__(self, pca: StreamingPCA, dtype: np.dtype):
+        weights = pca.components_.T
+        if pca.whiten:
+            weights = weights / _deviation(pca)
+        self.mean = pca.mean_.astype(dtype)
+        self.rest = ((pca.mean_ - self.mean) @ weights).astype(dtype)
+        self.weights = np.ascontiguousarray(weights, dtype)
+
+    def __call__(self, block: np.ndarray, out: np.ndarray) -> np.ndarray:
+        block -= self.mean
+        np.matmul(block, self.weights, out=out)
+        out -= self.rest
+        return out
+
+
+def _deviation(pca: StreamingPCA) -> np.ndarray:
+    """Standard deviation of each reduced column; directions without variance must not be blown up."""
+    deviation = np.sqrt(pca.explained_variance_)
+    return np.maximum(deviation, max(np.finfo(np.float64).eps, 1e-7 * deviation.max(initial=0.0)))
+
+
+def resolve_solver(solver: str, n_features: int) -> str:
+    """What `solver="auto"` means for this width; never from the memory budget, which must not change the model."""
+    if solver not in SOLVERS:
+        raise ParameterError(f"pca solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    if solver != "auto":
+        return solver
+    return "covariance" if n_features <= COVARIANCE_FEATURES else "incremental"
+
+
+def pca_bytes(
+    solver: str, n_features: int, n_components: int | None, n_rows: int, batch_size: int | None = None, itemsize: int = 4
+) -> dict[str, int]:
+    """Bytes of each buffer of `StreamingPCA.fit`, what the source of the rows holds left out.
+
+    Parameters
+    ----------
+    solver : {"auto", "covariance", "incremental"}
+    n_features, n_rows : int
+    n_components, batch_size : int or None
+    itemsize : int
+        Of the rows.
+
+    Notes
+    -----
+    Measured: `IncrementalPCA.partial_fit` takes 4.1 * batch * features float64 values on top of its batch for the first one, 5.1
+    to 6.0 * (batch + components + 1) * features for later ones. The eigensolver of the covariance works in place.
+    """
+    d, k = n_features, min(n_components or n_features, n_rows, n_features)
+    if resolve_solver(solver, d) == "covariance":
+        return {
+            "row block": block_rows(d) * d * itemsize,
+            "Gram matrix": 8 * d * d,
+            "strip of products": 256 * d * (itemsize + 8),
+            "components": 20 * k * d + 30 * 8 * d,
+        }
+    n_batches, stripe = incremental_batches(n_rows, k, batch_size)
+    rows = math.ceil(math.ceil(n_rows / stripe) / n_batches) * stripe
+    matrix = 8 * (rows + (k + 1 if n_batches > 1 else 0)) * d
+    return {"batch": 8 * rows * d, "stripe": itemsize * stripe * d, "IncrementalPCA": int((5.4 if n_batches > 1 else 4.2) * matrix)}

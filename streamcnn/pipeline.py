@@ -1,0 +1,294 @@
+"""The run: filters, extract, PCA, project, SVM. Each stage is finished once and reused as long as its digest matches.
+
+The digest of a stage covers the data, the parameters and the code version it depends on, and the digest of the stage before.
+Limits and chunk sizes are in none: they change how, never what.
+"""
+
+import gc
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from streamcnn.errors import StoreError
+from streamcnn.features import FeatureExtractor
+from streamcnn.images import ImageSource
+from streamcnn.kernels import get_kernels
+from streamcnn.memory import MemoryMonitor
+from streamcnn.network import Network
+from streamcnn.pca import StreamingPCA
+from streamcnn.plan import Plan, calibration_rows
+from streamcnn.presets import Settings
+from streamcnn.progress import CountedRows, Progress
+from streamcnn.rows import Rows, block_rows, iter_blocks, row_hash
+from streamcnn.shards import shard_rows
+from streamcnn.store import FeatureStore
+from streamcnn.svm import StreamingSVC
+from streamcnn.threads import limit_blas
+
+logger = logging.getLogger("streamcnn")
+
+# raise one when the code of that stage changes what it computes
+STAGE_VERSIONS = {"filters": 1, "extract": 1, "pca": 1, "project": 1, "svm": 1}
+EXTRACTION = ("layers", "preprocess", "seed", "device", "feature_dtype")
+
+
+@dataclass
+class Report:
+    """What a run did and took."""
+
+    plan: Plan
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    reused: list[str] = field(default_factory=list)
+    resumed: bool = False
+    store_bytes: int = 0
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what reaches the model's numbers."""
+    return {name: version(name) for name in ("streamcnn", "numpy", "scipy", "numba", "scikit-learn", "h5py")}
+
+
+def stage_digests(fingerprint: str, settings: Settings, plan: Plan) -> dict[str, str]:
+    """Digest of each stage; equal digests mean equal results."""
+    s, versions = settings.describe(), library_versions()
+    digests, before = {}, fingerprint
+    depends = {
+        "filters": [s["layers"], s["preprocess"], s["seed"], s["device"], versions["numpy"], versions["numba"]],
+        "extract": [s["feature_dtype"]],
+        "pca": [plan.pca_solver, plan.n_components, s["n_jobs"], versions["scipy"], versions["scikit-learn"]],
+        "project": [],
+        "svm": [plan.kernel, s["C"], s["gamma"], s["class_weight"], s["n_jobs"], versions["scikit-learn"]],
+    }
+    for stage, parameters in depends.items():
+        before = digests[stage] = _digest(before, stage, STAGE_VERSIONS[stage], parameters)
+    return digests
+
+
+def check_resume(store: FeatureStore, settings: Settings, fingerprint: str) -> None:
+    """Refuse to resume with other data or other extraction parameters, naming the difference."""
+    if store.config.get("fingerprint") not in (None, fingerprint):
+        raise StoreError(f"{store.path} was made from other data (size, time or labels differ): resume with the same, or fit afresh")
+    now = json.loads(json.dumps(settings.describe()))
+    before = store.config.get("parameters", now)
+    for name in EXTRACTION:
+        if before.get(name) != now[name]:
+            raise StoreError(f"{store.path} was made with {name}={before.get(name)!r}, not {now[name]!r}: resume with the same, or fit afresh")
+
+
+class Run:
+    """One fit over an opened source into an opened, locked store.
+
+    Parameters
+    ----------
+    source : ImageSource
+    settings : Settings
+    store : FeatureStore
+    limit : int
+        Bytes.
+    resume : bool
+        Check the hashes of finished shards and refuse other data or parameters.
+    progress : Progress
+    monitor : MemoryMonitor
+        Entered by the caller.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        settings: Settings,
+        store: FeatureStore,
+        plan: Plan,
+        progress: Progress,
+        monitor: MemoryMonitor,
+        resume: bool = False,
+    ):
+        self.source, self.settings, self.store = source, settings, store
+        self.plan, self.progress, self.monitor, self.check_shards = plan, progress, monitor, resume
+        self.kernels = get_kernels(settings.device)
+        self.report = Report(plan)
+        fingerprint = source.fingerprint()
+        if resume:
+            check_resume(store, settings, fingerprint)
+        self.digests = stage_digests(fingerprint, settings, plan)
+        assert source.classes_ is not None and source.labels is not None
+        self.labels, self.classes = source.labels, source.classes_
+        self.report.resumed = bool(store.entries)
+        store.update_config(
+            parameters=settings.describe(),
+            source=source.describe(),
+            fingerprint=fingerprint,
+            digests=self.digests,
+            classes=self.classes.tolist(),
+            bad_files=[list(map(str, bad)) for bad in source.bad_files],
+            versions=library_versions(),
+        )
+
+    def run(self) -> tuple[Network, StreamingPCA | None, StreamingSVC]:
+        """All stages in order."""
+        network = self._filters()
+        if self.plan.keep_features:
+            self._extract(network)
+        pca = self._reduce(network) if self.plan.pca_solver else None
+        svm = self._train(network)
+        if self.plan.keep_features:
+            self.store.write_virtual()
+        self.report.store_bytes = self.store.nbytes
+        return network, pca, svm
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        with self.monitor.stage(name):
+            yield
+        # what one stage leaves in reference cycles would still be there at the next one's peak
+        gc.collect()
+        self.report.stage_seconds[name] = self.report.stage_seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def _reuse(self, name: str) -> dict[str, np.ndarray] | None:
+        """Arrays of a stage already finished, said aloud."""
+        arrays = self.store.stage_arrays(name, self.digests[name])
+        if arrays is not None:
+            self._say_reused(name)
+        return arrays
+
+    def _say_reused(self, name: str) -> None:
+        self.report.reused.append(name)
+        self.report.stage_seconds[name] = 0.0
+        self.progress.say(f"{name:<8}: finished before with the same data and parameters, reused")
+
+    def _filters(self) -> Network:
+        network = Network(self.plan.geometry, self.settings.preprocess)
+        if (arrays := self._reuse("filters")) is not None:
+            entry = self.store.finished("filters", self.digests["filters"])
+            assert entry is not None
+            return Network.from_arrays(entry["network"], arrays)
+        with self._stage("filters"):
+            rows = sample_rows(self.source.n_samples, calibration_rows(self.source), self.settings.seed)
+            sample = np.empty((len(rows), *self.source.image_shape), self.source.dtype)
+            self.source.read_rows(rows, sample)
+            network.draw(sample, self.settings.seed, self.settings.n_jobs, self.kernels)
+            self.store.finish("filters", self.digests["filters"], network.to_arrays(), network=network.describe())
+        return network
+
+    def _extractor(self, network: Network) -> FeatureExtractor:
+        s = self.settings
+        return FeatureExtractor(self.source, network, s.feature_dtype, self.plan.chunk_size, s.n_jobs, self.kernels)
+
+    def _extract(self, network: Network) -> None:
+        digest, n, d = self.digests["extract"], self.source.n_samples, network.n_features
+        there = self.store.begin("features", digest, check=self.check_shards)
+        if self.store.finished("extract", digest) and len(there) == self._n_shards(d, np.dtype(self.settings.feature_dtype).itemsize):
+            self._say_reused("extract")
+            return
+        with self._stage("extract"), self.progress.bar("extract", n) as update:
+            extractor = self._extractor(network)
+            rows = shard_rows(d, np.dtype(self.settings.feature_dtype).itemsize)
+            for shard, start in enumerate(range(0, n, rows)):
+                stop = min(start + rows, n)
+                if shard in there:
+                    update(stop - start)
+                    continue
+                with self.store.writing("features", shard, start, stop - start, d, self.settings.feature_dtype, digest) as writer:
+                    for first, features in extractor.chunks(start, stop):
+                        writer.write(features, self.labels[first : first + len(features)])
+                        update(len(features))
+            self.store.finish("extract", digest)
+
+    def _n_shards(self, width: int, itemsize: int) -> int:
+        return -(-self.source.n_samples // shard_rows(width, itemsize))
+
+    def _feature_rows(self, network: Network) -> Rows:
+        return self.store.rows("features") if self.plan.keep_features else self._extractor(network)
+
+    def _reduce(self, network: Network) -> StreamingPCA:
+        plan, n = self.plan, self.source.n_samples
+        if (arrays := self._reuse("pca")) is not None:
+            pca = StreamingPCA.from_arrays(arrays)
+        else:
+            with self._stage("pca"), self.progress.bar("pca", n, "rows") as update:
+                pca = StreamingPCA(plan.n_components, solver=plan.pca_solver, n_jobs=self.settings.n_jobs)
+                pca.fit(CountedRows(self._feature_rows(network), update))
+                self.store.finish("pca", self.digests["pca"], pca.to_arrays())
+        digest, k = self.digests["project"], plan.n_components
+        there = self.store.begin("reduced", digest, check=self.check_shards)
+        if self.store.finished("project", digest) and len(there) == self._n_shards(k, 4):
+            self._say_reused("project")
+            return pca
+        with self._stage("project"), self.progress.bar("project", n, "rows") as update, limit_blas(self.settings.n_jobs):
+            source_rows = self._feature_rows(network)
+            block = np.empty((block_rows(network.n_features), network.n_features), np.float32)
+            reduced = np.empty((len(block), k), np.float32)
+            rows = shard_rows(k, 4)  # a multiple of every block's rows, so blocks never straddle shards
+            for shard, start in enumerate(range(0, n, rows)):
+                stop = min(start + rows, n)
+                if shard in there:
+                    update(stop - start)
+                    continue
+                with self.store.writing("reduced", shard, start, stop - start, k, "float32", digest) as writer:
+                    for first, n_valid in iter_blocks(_Window(source_rows, start, stop), block):
+                        pca.transform_block(block, reduced)
+                        at = start + first
+                        writer.write(reduced[:n_valid], self.labels[at : at + n_valid])
+                        update(n_valid)
+            self.store.finish("project", digest)
+        return pca
+
+    def _train(self, network: Network) -> StreamingSVC:
+        s = self.settings
+        if (arrays := self._reuse("svm")) is not None:
+            return StreamingSVC.from_arrays(arrays)
+        with self._stage("svm"), self.progress.bar("svm", None, "rows") as update:
+            rows = self.store.rows("reduced") if self.plan.pca_solver else self._feature_rows(network)
+            svm = StreamingSVC(
+                kernel=self.plan.kernel,
+                C=s.C,
+                gamma=s.gamma,
+                class_weight=self._class_weight(),
+                cache_size=self.plan.svc_cache_bytes / (1 << 20),
+                n_jobs=s.n_jobs,
+                random_state=s.seed,
+            )
+            svm.fit(CountedRows(rows, update), self.labels)
+            self.store.finish("svm", self.digests["svm"], svm.to_arrays())
+        return svm
+
+    def _class_weight(self) -> Any:
+        """Weights by class code, as the SVM sees classes."""
+        weight = self.settings.class_weight
+        if not isinstance(weight, dict):
+            return weight
+        codes = {label: code for code, label in enumerate(self.classes.tolist())}
+        return {codes[label]: value for label, value in weight.items() if label in codes}
+
+
+class _Window:
+    """Rows `start` to `stop` of other rows."""
+
+    def __init__(self, rows: Rows, start: int, stop: int):
+        self._rows, self._start = rows, start
+        self.n_rows, self.n_features = stop - start, rows.n_features
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> None:
+        self._rows.read(self._start + start, self._start + stop, out)
+
+
+def sample_rows(n_rows: int, size: int, seed: int) -> np.ndarray:
+    """`size` of `n_rows` row numbers, ascending: one from each of `size` equal stretches, placed there by a hash of the seed.
+
+    Folders are sorted by class, so equal stretches are a sample stratified by label.
+    """
+    stretch = np.arange(size, dtype=np.int64)
+    first, last = stretch * n_rows // size, (stretch + 1) * n_rows // size
+    return first + (row_hash(seed, stretch) % (last - first).astype(np.uint64)).astype(np.int64)

@@ -1,0 +1,118 @@
+"""Presets, and the parameters of a fit with everything that can be settled before the data are seen."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from streamcnn.errors import ParameterError
+from streamcnn.kernels import DEVICES
+from streamcnn.network import ConvLayer
+from streamcnn.preprocess import resolve_preprocess
+
+FEATURE_DTYPES = ("float16", "float32")
+PCA_SOLVERS = ("auto", "incremental", "covariance")
+KERNELS = ("auto", "linear", "rbf")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # One layer, pooled to at most 7 x 7, is two passes over the data with PCA; both signs of a response carry information,
+    # and keeping them apart lets a linear classifier follow edges of either polarity.
+    "fast": {
+        "layers": (ConvLayer(32, activation="split", pool="mean"),),
+        "preprocess": (),
+        "n_components": "auto",
+        "pca_solver": "auto",
+        "kernel": "auto",
+        "C": "auto",
+        "gamma": "auto",
+    },
+    # Lee & Lee 2017, section 4. The paper gives two convolution and sub-sampling layers, filters of at most 10 % similarity,
+    # PCA and a non-linear SVM; sizes, preprocessing and SVM parameters it leaves open are chosen as the README explains.
+    "lee2017": {
+        "layers": (
+            ConvLayer(16, 5, activation="clip", gain=3.0, pool="mean", pool_size=2),
+            ConvLayer(32, 5, activation="clip", gain=3.0, pool="mean", pool_size=2),
+        ),
+        "preprocess": ("standardize",),
+        "n_components": "auto",
+        "pca_solver": "incremental",
+        "kernel": "rbf",
+        "C": 100.0,
+        "gamma": 0.1,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that reaches the model's numbers, apart from the data; `limit`-like parameters are not among them."""
+
+    preset: str
+    layers: tuple[ConvLayer, ...]
+    preprocess: tuple[str, ...]
+    n_components: Any
+    pca_solver: str
+    kernel: str
+    C: Any
+    gamma: Any
+    class_weight: Any = None
+    feature_dtype: str = "float16"
+    keep_features: Any = "auto"
+    device: str = "auto"
+    n_jobs: int = 1
+    seed: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
+        return values | {"layers": [asdict(layer) for layer in self.layers]}
+
+
+def resolve_settings(preset: str = "fast", n_jobs: int = 1, seed: int = 0, **overrides: Any) -> Settings:
+    """Preset plus explicit parameters, each checked.
+
+    `None` and `"auto"` leave a parameter to the preset, except that `n_components=None` means no PCA.
+
+    Raises
+    ------
+    ParameterError
+        For an unknown preset or a value outside its rule.
+    """
+    if preset not in PRESETS:
+        raise ParameterError(f"preset must be one of {', '.join(sorted(PRESETS))}, got {preset!r}")
+    values = dict(PRESETS[preset])
+    for name, value in overrides.items():
+        explicit = value is not None and not (isinstance(value, str) and value == "auto")
+        if explicit or name not in values or (name == "n_components" and value is None):
+            values[name] = value
+    values = {name: value for name, value in values.items() if value is not None or name in ("n_components", "class_weight")}
+    if isinstance(values["layers"], ConvLayer):
+        values["layers"] = (values["layers"],)
+    if not isinstance(values["layers"], Sequence):
+        raise ParameterError(f"layers must be a sequence of ConvLayer, got {values['layers']!r}")
+    values["layers"] = tuple(values["layers"])
+    for layer in values["layers"]:
+        if not isinstance(layer, ConvLayer):
+            raise ParameterError(f"layers must be a sequence of ConvLayer, got {layer!r}")
+        layer.check()
+    values["preprocess"] = resolve_preprocess(values.get("preprocess"))
+    for name, allowed in (("pca_solver", PCA_SOLVERS), ("kernel", KERNELS), ("device", DEVICES), ("feature_dtype", FEATURE_DTYPES)):
+        if name in values and values[name] not in allowed:
+            raise ParameterError(f"{name} must be one of {', '.join(allowed)}, got {values[name]!r}")
+    if values.get("keep_features", "auto") not in (True, False, "auto"):
+        raise ParameterError(f'keep_features must be True, False or "auto", got {values["keep_features"]!r}')
+    _check_number("C", values["C"], ("auto",))
+    _check_number("gamma", values["gamma"], ("auto", "scale"))
+    k = values["n_components"]
+    if k is not None and k != "auto" and (isinstance(k, bool) or not hasattr(k, "__index__") or k < 1):
+        raise ParameterError(f'n_components must be a positive whole number, "auto" or None, got {k!r}')
+    return Settings(preset, n_jobs=n_jobs, seed=seed, **values)
+
+
+def _check_number(name: str, value: Any, words: tuple[str, ...]) -> None:
+    if isinstance(value, str):
+        good = value in words
+    else:
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+    if not good:
+        choices = " or ".join(f'"{w}"' for w in words)
+        raise ParameterError(f"{name} must be a positive number, {choices}, got {value!r}")

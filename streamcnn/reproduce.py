@@ -1,0 +1,92 @@
+"""`streamcnn reproduce lee2017`: the paper's experiment on Extended Yale B, beside the paper's own figures."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamcnn.datasets import extended_yale_b
+from streamcnn.evaluate import evaluate
+from streamcnn.memory import MemoryMonitor, format_bytes
+from streamcnn.model import fit_model, prediction_chunk
+from streamcnn.presets import Settings
+from streamcnn.progress import Progress
+
+# Lee & Lee 2017, tables 2 and 3: recognition in percent on subsets 2 and 3, learning time in seconds, memory in KB
+PAPER = {
+    "paper, proposed": ({"2": 99.78, "3": 98.02}, 1856, 942_552),
+    "paper, back-propagated CNN": ({"2": 100.0, "3": 98.97}, 13_456, 1_206_736),
+}
+SUBSETS = ("2", "3", "4", "5")
+
+
+def lee2017(folder: str | Path, settings: Settings, limit: int, n_seeds: int) -> tuple[dict[str, Any], str]:
+    """Train on subset 1, evaluate on subsets 2 to 5, for `n_seeds` seeds from `settings.seed` on.
+
+    Returns
+    -------
+    result : dict
+        The common keys; `accuracy` maps subset -> fraction (the mean over seeds), `accuracy_std` its standard deviation,
+        `accuracy_per_seed` a list of such maps.
+    table : str
+        The same beside the paper's figures.
+    """
+    subsets = {str(number): source for number, source in extended_yale_b(folder).items()}
+    per_seed: list[dict[str, float]] = []
+    seconds: list[float] = []
+    stage_seconds: dict[str, float] = {}
+    planned = 0
+    start = time.perf_counter()
+    with MemoryMonitor(limit) as monitor:
+        progress = Progress(1, monitor)
+        for seed in range(settings.seed, settings.seed + n_seeds):
+            seeded = replace(settings, seed=seed)
+            model, report = fit_model(subsets["1"], seeded, None, limit, progress, monitor)
+            seconds.append(sum(report.stage_seconds.values()))
+            for name, value in report.stage_seconds.items():
+                stage_seconds[name] = stage_seconds.get(name, 0.0) + value
+            planned = max(planned, report.plan.peak_bytes)
+            accuracy = {}
+            with monitor.stage("evaluate"):
+                for name in SUBSETS:
+                    chunk, peak = prediction_chunk(model, subsets[name], settings.n_jobs, limit)
+                    planned = max(planned, peak)
+                    accuracy[name] = evaluate(model, subsets[name], chunk, settings.n_jobs)["accuracy"]
+            per_seed.append(accuracy)
+    mean = {name: float(np.mean([a[name] for a in per_seed])) for name in SUBSETS}
+    deviation = {name: float(np.std([a[name] for a in per_seed])) for name in SUBSETS}
+    result = {
+        "accuracy": mean,
+        "accuracy_std": deviation,
+        "accuracy_per_seed": per_seed,
+        "n_train": subsets["1"].n_samples,
+        "n_test": sum(subsets[name].n_samples for name in SUBSETS),
+        "seconds": time.perf_counter() - start,
+        "stage_seconds": stage_seconds,
+        "train_seconds": float(np.mean(seconds)),
+        "memory_limit_bytes": limit,
+        "peak_rss_bytes": monitor.peak_bytes,
+        "planned_peak_bytes": planned,
+        "data_bytes": sum(subset.nbytes_ for subset in subsets.values()),
+        "device": model.header["settings"]["device"],
+        "preset": settings.preset,
+        "seed": settings.seed,
+        "seeds": n_seeds,
+        "n_jobs": settings.n_jobs,
+        "resumed": False,
+    }
+    return result, _table(result)
+
+
+def _table(result: dict[str, Any]) -> str:
+    names = " ".join(f"{'subset ' + name:>16}" for name in SUBSETS)
+    lines = [f"{'recognition, %':<28} {names} {'learning':>10} {'memory':>12}"]
+    ours = " ".join(f"{100 * result['accuracy'][name]:9.2f} ± {100 * result['accuracy_std'][name]:4.2f}" for name in SUBSETS)
+    label = f"streamcnn {result['preset']}, {result['seeds']} seed{'s' * (result['seeds'] > 1)}"
+    lines.append(f"{label:<28} {ours} {result['train_seconds']:8.1f} s {format_bytes(result['peak_rss_bytes']):>12}")
+    for who, (accuracy, seconds, kilobytes) in PAPER.items():
+        theirs = " ".join(f"{accuracy[name]:>16.2f}" if name in accuracy else f"{'-':>16}" for name in SUBSETS)
+        lines.append(f"{who:<28} {theirs} {seconds:>8,} s {format_bytes(1024 * kilobytes):>12}")
+    return "\n".join(lines)

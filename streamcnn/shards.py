@@ -1,0 +1,139 @@
+"""One shard: rows and labels in an HDF5 file that is written once and then only read."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from streamcnn.errors import StoreError
+
+HDF5_CHUNK_BYTES = 1 << 18
+_SHARD_BYTES = 1 << 25
+
+
+def shard_rows(n_features: int, itemsize: int) -> int:
+    """Rows of a shard: a multiple of 1,024 that makes it about 32 MiB; follows the row's size alone."""
+    return max(1, _SHARD_BYTES // (1024 * n_features * itemsize)) * 1024
+
+
+def hdf5_chunk_rows(n_features: int, itemsize: int) -> int:
+    """Rows of an HDF5 chunk: about 256 KiB."""
+    return max(1, HDF5_CHUNK_BYTES // (n_features * itemsize))
+
+
+def open_shard_bytes(n_features: int, itemsize: int) -> int:
+    """Bytes that HDF5 holds for one open shard: its chunk caches and one chunk in its filter pipeline, and metadata."""
+    return 4 * max(HDF5_CHUNK_BYTES, n_features * itemsize) + (1 << 20)
+
+
+class ShardWriter:
+    """Rows of one shard in the making; see `FeatureStore.writing`."""
+
+    def __init__(self, file: h5py.File, n_rows: int, n_features: int, dtype):
+        chunk = min(n_rows, hdf5_chunk_rows(n_features, np.dtype(dtype).itemsize))
+        self._features = file.create_dataset(
+            "features", (n_rows, n_features), dtype, chunks=(chunk, n_features), fletcher32=True, fillvalue=np.nan
+        )
+        self._labels = file.create_dataset("labels", (n_rows,), "<i8", chunks=(n_rows,), fletcher32=True, fillvalue=-1)
+        self._hash = hashlib.sha256()
+        self._label_hash = hashlib.sha256()
+        self.filled = 0
+
+    def write(self, features: np.ndarray, labels: np.ndarray | None) -> None:
+        """Append rows (m, n_features) of the shard's dtype and their label codes (m,), -1 where there are none."""
+        stop = self.filled + len(features)
+        codes = np.full(len(features), -1, "<i8") if labels is None else np.ascontiguousarray(labels, "<i8")
+        features = np.ascontiguousarray(features)
+        self._features.write_direct(features, dest_sel=np.s_[self.filled : stop])
+        self._labels[self.filled : stop] = codes
+        self._hash.update(features.view(np.uint8).data)
+        self._label_hash.update(codes.view(np.uint8).data)
+        self.filled = stop
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256((self._hash.hexdigest() + self._label_hash.hexdigest()).encode()).hexdigest()
+
+
+class StoredRows:
+    """Rows in shards, read from any place; one shard is open at a time. See `rows.Rows`."""
+
+    def __init__(self, folder: Path, shards: list[dict[str, Any]]):
+        self._folder, self._shards = folder, shards
+        self._starts = np.array([e["start"] for e in shards], np.int64)
+        self.n_rows = sum(e["rows"] for e in shards)
+        self.n_features = shards[0]["n_features"] if shards else 0
+        self._file: h5py.File | None = None
+        self._open_name = ""
+        self._buffer = np.empty(0, np.float16)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self) -> None:
+        """Close the shard that is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file, self._open_name = None, ""
+
+    def _dataset(self, entry: dict[str, Any], name: str) -> h5py.Dataset:
+        path = self._folder / entry["file"]
+        if entry["file"] != self._open_name:
+            self.close()
+            self._file = h5py.File(path, "r", rdcc_nbytes=2 * HDF5_CHUNK_BYTES, locking="best-effort")
+            self._open_name = entry["file"]
+        assert self._file is not None
+        item = self._file[name]
+        shape = (entry["rows"], entry["n_features"]) if name == "features" else (entry["rows"],)
+        if item.shape != shape or item.dtype.name != (entry["dtype"] if name == "features" else "int64"):
+            raise StoreError(f"{path}: {name} is {item.shape} {item.dtype}, the manifest says {shape}")
+        return item
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[dict[str, Any], int, int, int]]:
+        """Shards that hold rows `start` to `stop`, with the first and last row inside each and the place in the output."""
+        number, place = int(np.searchsorted(self._starts, start, side="right")) - 1, 0
+        while place < stop - start:
+            entry = self._shards[number]
+            first = start + place - entry["start"]
+            last = min(entry["rows"], stop - entry["start"])
+            yield entry, first, last, place
+            place, number = place + last - first, number + 1
+
+    def raw(self, name: str, start: int, stop: int) -> np.ndarray:
+        """A copy of `features` or `labels` as stored."""
+        entries = list(self._pieces(start, stop))
+        try:
+            return np.concatenate([self._dataset(entry, name)[first:last] for entry, first, last, _ in entries])
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise StoreError(f"{self._folder / entries[0][0]['file']}: {name} cannot be read ({error})") from error
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Fill `out[:stop - start]` (float32 (m, n_features)) with rows `start` to `stop`."""
+        for entry, first, last, place in self._pieces(start, stop):
+            n = last - first
+            target = out[place : place + n]
+            try:
+                item = self._dataset(entry, "features")
+                if item.dtype == out.dtype and target.flags.c_contiguous:
+                    item.read_direct(target, np.s_[first:last])
+                    continue
+                # HDF5's own conversion of float16 is many times slower than numpy's
+                if self._buffer.size < n * self.n_features or self._buffer.dtype != item.dtype:
+                    self._buffer = np.empty(n * self.n_features, item.dtype)
+                half = self._buffer[: n * self.n_features].reshape(n, self.n_features)
+                item.read_direct(half, np.s_[first:last])
+                target[:] = half
+            except (OSError, RuntimeError, KeyError, ValueError) as error:
+                if isinstance(error, StoreError):
+                    raise
+                raise StoreError(f"{self._folder / entry['file']}: features cannot be read ({error})") from error
+
+    def read_labels(self, start: int, stop: int) -> np.ndarray:
+        """Label codes (m,) int64 of rows `start` to `stop`."""
+        return self.raw("labels", start, stop)

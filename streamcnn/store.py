@@ -1,0 +1,367 @@
+"""FeatureStore: a folder of immutable HDF5 shards and a manifest.
+
+    config.json          parameters, one digest per stage, class names
+    manifest.jsonl       one line per finished shard or stage, each with its own CRC
+    features/00000.h5    `features` (n, d) and `labels` (n,), with checksums
+    reduced/00000.h5     the same after PCA
+    stages/pca.h5        arrays a finished stage has learnt
+    features.h5          written last: one virtual data set over all feature shards, for other programs
+
+A shard is written under a temporary name, closed, flushed, renamed, and only then gets its manifest line; so whatever stops
+the process, every shard in the manifest is complete. Each line of the manifest ends in a CRC, and a torn last line is dropped.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from streamcnn.arrays import LIBVER, load_arrays, save_arrays
+from streamcnn.errors import DataError, StoreError
+from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, fsync_folder, replacing
+from streamcnn.memory import format_bytes
+from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows, hdf5_chunk_rows
+
+FORMAT, FORMAT_VERSION = "streamcnn-store", 1
+KINDS = ("features", "reduced")
+_FILE_NAME = re.compile(r"(features|reduced)/\d{5,}\.h5")
+
+
+class FeatureStore:
+    """A folder of feature rows larger than memory.
+
+    Parameters
+    ----------
+    path : str or Path
+        An existing store; `FeatureStore.create` makes one.
+
+    Attributes
+    ----------
+    path : Path
+    config : dict
+        What `config.json` holds.
+    n_rows, n_features : int
+        Of the feature shards.
+
+    Raises
+    ------
+    StoreError
+        When the folder is missing or is no store.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> folder = tempfile.mkdtemp()
+    >>> with FeatureStore.create(folder + "/store") as store:
+    ...     store.append(np.ones((3, 2), np.float32), labels=[0, 1, 0])
+    >>> [(x.shape, y.tolist()) for x, y in FeatureStore(folder + "/store").iter_batches(2)]
+    [((2, 2), [0, 1]), ((1, 2), [0])]
+    """
+
+    def __init__(self, path: str | Path, durable: bool = True):
+        self.path = Path(path)
+        self.durable = durable
+        self._lock = FolderLock(self.path)
+        if not self.path.is_dir():
+            raise StoreError(f"{self.path}: no such folder")
+        try:
+            self.config: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            version = self.config["format_version"] if self.config["format"] == FORMAT else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.path} is no feature store: its config.json is missing or damaged") from error
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise StoreError(
+                f"{self.path} has store version {version}, this streamcnn reads up to {FORMAT_VERSION}: update streamcnn"
+            )
+        self.entries = self._read_manifest()
+
+    @classmethod
+    def create(cls, path: str | Path, config: dict[str, Any] | None = None, durable: bool = True) -> "FeatureStore":
+        """Make an empty store in a new or empty folder, locked for this process.
+
+        Raises
+        ------
+        StoreError
+            When the folder holds anything already.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StoreError(f"{path} is not an empty folder: choose another, or an existing store to reuse")
+        path.mkdir(parents=True, exist_ok=True)
+        for kind in (*KINDS, "stages"):
+            (path / kind).mkdir()
+        base = {"format": FORMAT, "format_version": FORMAT_VERSION, "digests": {}}
+        _write_json(path / "config.json", base | (config or {}), durable)
+        store = cls(path, durable)
+        store.lock()
+        return store
+
+    def lock(self) -> None:
+        """Take the store for this process and clear away what a killed one left half-written."""
+        self._lock.acquire()
+        self.entries = self._read_manifest()
+        for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Release the lock, if held."""
+        self._lock.release()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    # -- manifest ---------------------------------------------------------------------------------------------------------
+    def _read_manifest(self) -> list[dict[str, Any]]:
+        path = self.path / "manifest.jsonl"
+        if not path.exists():
+            return []
+        entries = []
+        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines):
+            if not line:
+                continue
+            entry = _checked(line)
+            if entry is None:
+                if number == len(lines) - 1:  # no newline after it: the process died while writing this line
+                    break
+                raise StoreError(f"{path}: line {number + 1} is damaged; remove that line to recompute what it described")
+            entries.append(entry)
+        return entries
+
+    def _record(self, entry: dict[str, Any]) -> None:
+        path = self.path / "manifest.jsonl"
+        good = b"".join(_line(e) for e in self.entries)
+        if path.exists() and path.stat().st_size != len(good):  # a torn line must not glue itself to the next
+            self._rewrite_manifest()
+        with path.open("ab") as file:
+            file.write(_line(entry))
+            file.flush()
+            if self.durable:
+                os.fsync(file.fileno())
+        if self.durable and not self.entries:
+            fsync_folder(self.path)
+        self.entries.append(entry)
+
+    def _rewrite_manifest(self) -> None:
+        with replacing(self.path / "manifest.jsonl", self.durable) as temporary:
+            temporary.write_bytes(b"".join(_line(entry) for entry in self.entries))
+
+    def update_config(self, **values: Any) -> None:
+        """Replace entries of `config.json`, the whole file at once."""
+        config = self.config | values
+        if config != self.config:
+            _write_json(self.path / "config.json", config, self.durable)
+            self.config = config
+
+    # -- stages -----------------------------------------------------------------------------------------------------------
+    def finished(self, stage: str, digest: str) -> dict[str, Any] | None:
+        """The manifest entry of a stage that was finished with this digest, else None."""
+        return next((e for e in self.entries if e.get("stage") == stage and e["digest"] == digest), None)
+
+    def finish(self, stage: str, digest: str, arrays: dict[str, np.ndarray] | None = None, **info: Any) -> None:
+        """Record a stage as finished, with the arrays it has learnt."""
+        if arrays is not None:
+            header = {"format": "streamcnn-stage", "format_version": 1, "stage": stage, "digest": digest}
+            save_arrays(self.path / "stages" / f"{stage}.h5", arrays, header, self.durable)
+        self.entries = [e for e in self.entries if e.get("stage") != stage]
+        self._rewrite_manifest()
+        self._record({"stage": stage, "digest": digest, "arrays": arrays is not None, **info})
+
+    def stage_arrays(self, stage: str, digest: str) -> dict[str, np.ndarray] | None:
+        """Arrays of a finished stage, or None when they are missing, damaged or of another digest."""
+        if self.finished(stage, digest) is None:
+            return None
+        try:
+            arrays, header = load_arrays(self.path / "stages" / f"{stage}.h5", "streamcnn-stage", 1)
+        except OSError:
+            return None
+        return arrays if header.get("digest") == digest else None
+
+    # -- shards -----------------------------------------------------------------------------------------------------------
+    def shards(self, kind: str, digest: str | None = None) -> list[dict[str, Any]]:
+        """Manifest entries of the finished shards of a kind, in order of their rows."""
+        found = [e for e in self.entries if e.get("kind") == kind and (digest is None or e["digest"] == digest)]
+        return sorted(found, key=lambda entry: entry["shard"])
+
+    def begin(self, kind: str, digest: str, check: bool = False) -> set[int]:
+        """Drop shards of another digest (and, with `check`, damaged ones) and return the numbers of those that stay."""
+        keep = [e for e in self.shards(kind, digest) if (self._shard_error(e) is None if check else self._quick_check(e))]
+        kept = {id(e) for e in keep}
+        stale = [e for e in self.shards(kind) if id(e) not in kept]
+        if stale:
+            self.entries = [e for e in self.entries if e.get("kind") != kind or id(e) in kept]
+            self._rewrite_manifest()
+            (self.path / "features.h5").unlink(missing_ok=True)
+        names = {e["file"] for e in keep}
+        for file in (self.path / kind).glob("*.h5"):
+            if f"{kind}/{file.name}" not in names:
+                file.unlink()
+        return {e["shard"] for e in keep}
+
+    @contextlib.contextmanager
+    def writing(
+        self, kind: str, shard: int, start: int, n_rows: int, n_features: int, dtype, digest: str
+    ) -> Iterator[ShardWriter]:
+        """Write one shard: rows `start` to `start + n_rows`; it exists, with its manifest line, once the block has ended well."""
+        name = f"{kind}/{shard:05d}.h5"
+        with replacing(self.path / name, self.durable) as temporary:
+            with h5py.File(temporary, "w", libver=LIBVER, rdcc_nbytes=2 * HDF5_CHUNK_BYTES) as file:
+                writer = ShardWriter(file, n_rows, n_features, dtype)
+                yield writer
+            if writer.filled != n_rows:
+                raise StoreError(f"{self.path / name}: {writer.filled} of {n_rows} rows were written")
+        self._record(
+            {"kind": kind, "shard": shard, "start": start, "rows": n_rows, "n_features": n_features, "file": name}
+            | {
+                "dtype": np.dtype(dtype).name,
+                "sha256": writer.sha256,
+                "bytes": (self.path / name).stat().st_size,
+                "digest": digest,
+            }
+        )
+
+    def append(self, features: np.ndarray, labels=None) -> None:
+        """Add rows as one new shard.
+
+        Parameters
+        ----------
+        features : ndarray of shape (m, n_features), float16 or float32
+        labels : array-like of int of shape (m,) or None
+        """
+        features = np.asarray(features)
+        if features.ndim != 2 or features.dtype not in (np.float16, np.float32) or not len(features):
+            raise DataError(f"features must be rows (m, n_features) of float16 or float32, got {features.shape} {features.dtype}")
+        if labels is not None and len(labels) != len(features):
+            raise DataError(f"labels must be one per row: {len(features)} rows, {len(labels)} labels")
+        there = self.shards("features")
+        if there and there[0]["n_features"] != features.shape[1]:
+            raise DataError(f"features must have {there[0]['n_features']} columns as the store has, got {features.shape[1]}")
+        start = there[-1]["start"] + there[-1]["rows"] if there else 0
+        number = there[-1]["shard"] + 1 if there else 0
+        with self.writing(
+            "features", number, start, *features.shape, features.dtype, there[0]["digest"] if there else ""
+        ) as writer:
+            writer.write(features, None if labels is None else np.asarray(labels))
+
+    def write_virtual(self) -> None:
+        """Write `features.h5`: all feature shards as one virtual data set, for plain h5py and other programs."""
+        shards = self.shards("features")
+        if not shards:
+            return
+        with replacing(self.path / "features.h5", self.durable) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
+            shape = (sum(e["rows"] for e in shards), shards[0]["n_features"])
+            for name, full, dtype, fill in (("features", shape, shards[0]["dtype"], np.nan), ("labels", shape[:1], "<i8", -1)):
+                layout = h5py.VirtualLayout(full, dtype)
+                for e in shards:
+                    layout[e["start"] : e["start"] + e["rows"]] = h5py.VirtualSource(e["file"], name, (e["rows"], *full[1:]))
+                file.create_virtual_dataset(name, layout, fillvalue=fill)
+
+    # -- reading ----------------------------------------------------------------------------------------------------------
+    @property
+    def n_rows(self) -> int:
+        return sum(entry["rows"] for entry in self.shards("features"))
+
+    @property
+    def n_features(self) -> int:
+        shards = self.shards("features")
+        return shards[0]["n_features"] if shards else 0
+
+    def rows(self, kind: str = "features") -> "StoredRows":
+        """The rows of a kind, readable from any place."""
+        return StoredRows(self.path, self.shards(kind))
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Fill `out[:stop - start]` (float32) with feature rows."""
+        with self.rows() as rows:
+            rows.read(start, stop, out)
+
+    def iter_batches(self, batch_size: int, kind: str = "features") -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (features float32 (m, d), label codes (m,)) in order; the feature array is reused from step to step."""
+        with self.rows(kind) as rows:
+            block = np.empty((min(batch_size, rows.n_rows), rows.n_features), np.float32)
+            for start in range(0, rows.n_rows, batch_size):
+                stop = min(start + batch_size, rows.n_rows)
+                rows.read(start, stop, block)
+                yield block[: stop - start], rows.read_labels(start, stop)
+
+    # -- checking ---------------------------------------------------------------------------------------------------------
+    def _quick_check(self, entry: dict[str, Any]) -> bool:
+        path = self.path / entry["file"]
+        return path.is_file() and path.stat().st_size == entry["bytes"]
+
+    def _shard_error(self, entry: dict[str, Any]) -> str | None:
+        """What is wrong with a shard, or None: size, structure, checksums and hash, in bounded memory."""
+        if not self._quick_check(entry):
+            return "missing or of another size"
+        hashes = []
+        try:
+            with StoredRows(self.path, [entry | {"start": 0}]) as rows:
+                step = hdf5_chunk_rows(entry["n_features"], np.dtype(entry["dtype"]).itemsize)
+                for name in ("features", "labels"):
+                    digest = hashlib.sha256()
+                    for start in range(0, entry["rows"], step):
+                        digest.update(
+                            np.ascontiguousarray(rows.raw(name, start, min(start + step, entry["rows"]))).view(np.uint8).data
+                        )
+                    hashes.append(digest.hexdigest())
+        except StoreError as error:
+            return str(error)
+        return (
+            None
+            if hashlib.sha256("".join(hashes).encode()).hexdigest() == entry["sha256"]
+            else "contents do not match their hash"
+        )
+
+    def verify(self) -> list[str]:
+        """Check every shard and stage file against checksums and hashes; returns one line per problem, none if all is well."""
+        problems = [f"{e['file']}: {error}" for kind in KINDS for e in self.shards(kind) if (error := self._shard_error(e))]
+        for entry in self.entries:
+            if "stage" in entry and entry.get("arrays", False) and self.stage_arrays(entry["stage"], entry["digest"]) is None:
+                problems.append(f"stages/{entry['stage']}.h5: missing or damaged")
+        return problems
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files in the store."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def delete(self) -> None:
+        """Remove the store's folder and all in it."""
+        self.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def __repr__(self):
+        return f"FeatureStore({str(self.path)!r}: {self.n_rows} rows of {self.n_features} features, {format_bytes(self.nbytes)})"
+
+
+def _write_json(path: Path, value: dict[str, Any], durable: bool) -> None:
+    with replacing(path, durable) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    body = json.dumps({k: v for k, v in entry.items() if k != "crc"}, sort_keys=True).encode()
+    return body[:-1] + f', "crc": "{zlib.crc32(body):08x}"}}\n'.encode()
+
+
+def _checked(line: bytes) -> dict[str, Any] | None:
+    """The entry of a manifest line, or None when the line is torn, damaged or names a file outside the store."""
+    try:
+        entry = json.loads(line)
+        if _line(entry) != line + b"\n" or ("file" in entry and not _FILE_NAME.fullmatch(entry["file"])):
+            return None
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return entry

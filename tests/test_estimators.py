@@ -1,0 +1,213 @@
+"""scikit-learn faces: contract, inputs, reuse."""
+
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import LinearSVC
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, load_model, open_images
+from streamcnn.errors import MemoryBudgetError, ParameterError, StoreError
+
+SMALL = {"layers": [ConvLayer(8, 3, activation="split", filters="random", pool_size=2)], "random_state": 0}
+
+
+@pytest.mark.filterwarnings("ignore:layer 1. images leave room:UserWarning")
+@parametrize_with_checks([StreamCNNClassifier(random_state=0), ConvFeatures(random_state=0)], legacy=True, xfail_strict=True)
+def test_scikit_learn_contract(estimator, check):
+    """Every check of scikit-learn, legacy ones included, with no expected failure."""
+    check(estimator)
+
+
+def test_learns_digits_from_images_rows_and_sources(digits):
+    """4-D, 3-D and 2-D arrays, memory maps and sources of the same pixels give the same predictions, and good ones."""
+    images, labels = digits
+    classifier = StreamCNNClassifier(**SMALL).fit(images[:1000], labels[:1000])
+    expected = classifier.predict(images[1000:])
+    assert np.mean(expected == labels[1000:]) > 0.93
+    grey = StreamCNNClassifier(**SMALL).fit(images[:1000, :, :, 0], labels[:1000])
+    rows = StreamCNNClassifier(**SMALL, image_shape=(8, 8)).fit(images[:1000].reshape(1000, 64), labels[:1000])
+    source = StreamCNNClassifier(**SMALL).fit(open_images(images[:1000], labels[:1000]))
+    np.testing.assert_array_equal(grey.predict(images[1000:, :, :, 0]), expected)
+    np.testing.assert_array_equal(rows.predict(images[1000:].reshape(-1, 64)), expected)
+    np.testing.assert_array_equal(source.predict(images[1000:]), expected)
+
+
+def test_h5py_data_sets_are_read_in_slices(tmp_path, digits):
+    """An open HDF5 data set works as X without being loaded."""
+    images, labels = digits
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file["x"] = images[:400]
+        classifier = StreamCNNClassifier(**SMALL).fit(file["x"], labels[:400])
+        np.testing.assert_array_equal(classifier.predict(file["x"]), classifier.predict(images[:400]))
+
+
+def test_folder_in_names_out(tree):
+    """A path is enough; labels are the folders' names, and score needs no y."""
+    path, images, names = tree
+    classifier = StreamCNNClassifier(**SMALL).fit(path)
+    assert classifier.classes_.tolist() == sorted(set(names))
+    np.testing.assert_array_equal(classifier.predict(path), classifier.predict(images))
+    assert classifier.score(path) > 0.95
+
+
+@pytest.mark.parametrize("parameters", [{"keep_features": False}, {"memory_limit": "700MiB"}, {"feature_dtype": "float16", "n_jobs": 1}])
+def test_how_it_runs_never_changes_what_comes_out(digits, parameters):
+    """Kept or recomputed features and another limit give the same bits (another thread count the same features)."""
+    images, labels = digits[0][:500], digits[1][:500]
+    base = StreamCNNClassifier(**SMALL, n_jobs=parameters.get("n_jobs")).fit(images, labels)
+    other = StreamCNNClassifier(**SMALL, **parameters).fit(images, labels)
+    for name, array in base.model_.to_arrays().items():
+        np.testing.assert_array_equal(other.model_.to_arrays()[name], array)
+
+
+@pytest.mark.parametrize("solver", ["covariance", "incremental"])
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_every_solver_learns(digits, solver, kernel):
+    """Each PCA solver with each SVM recognises digits."""
+    images, labels = digits
+    classifier = StreamCNNClassifier(**SMALL, pca_solver=solver, kernel=kernel, n_components=40).fit(images[:1000], labels[:1000])
+    assert (classifier.pca_solver_, classifier.kernel_, classifier.n_components_) == (solver, kernel, 40)
+    assert classifier.score(images[1000:], labels[1000:]) > 0.9
+
+
+def test_no_pca_trains_on_features(digits):
+    """n_components=None leaves PCA away."""
+    images, labels = digits[0][:400], digits[1][:400]
+    classifier = StreamCNNClassifier(**SMALL, n_components=None).fit(images, labels)
+    assert classifier.pca_solver_ is None
+    assert classifier.model_.svm.n_features_in_ == classifier.model_.network.n_features
+    assert classifier.score(images, labels) > 0.97
+
+
+def test_a_store_is_reused_stage_by_stage(tmp_path, tree):
+    """Another C reads no image and only the SVM runs again; another n_components keeps the features."""
+    path, _, _ = tree
+    first = StreamCNNClassifier(**SMALL, store=tmp_path / "s", C=1.0, n_components=20).fit(path)
+    assert first.report_.reused == []
+    with open_images(path) as source:
+        again = StreamCNNClassifier(**SMALL, store=tmp_path / "s", C=10.0, n_components=20).fit(source)
+        assert source.n_images_read == 0
+    assert again.report_.reused == ["filters", "extract", "pca", "project"]
+    fresh = StreamCNNClassifier(**SMALL, C=10.0, n_components=20).fit(path)
+    for name, array in fresh.model_.to_arrays().items():
+        np.testing.assert_array_equal(again.model_.to_arrays()[name], array)
+    wider = StreamCNNClassifier(**SMALL, store=tmp_path / "s", C=10.0, n_components=25).fit(path)
+    assert wider.report_.reused == ["filters", "extract"]
+
+
+def test_resume_refuses_other_data_and_parameters(tmp_path, digits):
+    """resume=True names what differs; without it the store is simply made anew."""
+    images, labels = digits[0][:200], digits[1][:200]
+    StreamCNNClassifier(**SMALL, store=tmp_path / "s").fit(images, labels)
+    with pytest.raises(StoreError, match="made from other data"):
+        StreamCNNClassifier(**SMALL, store=tmp_path / "s").fit(images[:150], labels[:150], resume=True)
+    with pytest.raises(StoreError, match="made with feature_dtype='float16', not 'float32'"):
+        StreamCNNClassifier(**SMALL, store=tmp_path / "s", feature_dtype="float32").fit(images, labels, resume=True)
+    with pytest.raises(StoreError, match="no store to resume"):
+        StreamCNNClassifier(**SMALL, store=tmp_path / "new").fit(images, labels, resume=True)
+    assert StreamCNNClassifier(**SMALL, store=tmp_path / "s").fit(images[:150], labels[:150]).report_.reused == []
+
+
+def test_saved_and_pickled_models_predict_the_same(tmp_path, digits):
+    """The model file, the pickle and the estimator agree to the last bit."""
+    images, labels = digits[0][:400], digits[1][:400].astype(str)
+    classifier = StreamCNNClassifier(**SMALL).fit(images, labels)
+    classifier.save(tmp_path / "m.h5")
+    decisions = classifier.decision_function(images)
+    model = load_model(tmp_path / "m.h5")
+    streamed = np.concatenate([d for _, d in model.decisions(open_images(images), 7, classifier.n_jobs_)])
+    np.testing.assert_array_equal(streamed, decisions)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(classifier)).decision_function(images), decisions)  # noqa: S301
+    assert model.classes_.tolist() == classifier.classes_.tolist()
+
+
+def test_two_fits_make_the_same_file(tmp_path, digits):
+    """Same data, parameters and seed: the same bytes."""
+    images, labels = digits[0][:300], digits[1][:300]
+    for name in "ab":
+        StreamCNNClassifier(**SMALL).fit(images, labels).save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_works_where_scikit_learn_people_are(digits):
+    """Pipeline, grid search and cross-validation take both estimators."""
+    images, labels = digits[0][:300], digits[1][:300]
+    scores = cross_val_score(StreamCNNClassifier(**SMALL), images, labels, cv=3)
+    assert scores.min() > 0.8
+    pipeline = make_pipeline(ConvFeatures(**SMALL), LinearSVC())
+    search = GridSearchCV(pipeline, {"convfeatures__layers": [SMALL["layers"], [ConvLayer(4, 3, filters="random", pool=None)]]}, cv=3)
+    assert search.fit(images, labels).best_score_ > 0.8
+    assert clone(StreamCNNClassifier(**SMALL)).get_params()["layers"] == SMALL["layers"]
+
+
+def test_features_are_float32_rows_rounded_to_their_dtype(digits):
+    """transform gives what the store would hold: float32 numbers that float16 can hold."""
+    images = digits[0][:50]
+    rows = ConvFeatures(**SMALL).fit(images).transform(images)
+    assert rows.dtype == np.float32
+    assert rows.shape == (50, 3 * 3 * 16)
+    np.testing.assert_array_equal(rows, rows.astype(np.float16).astype(np.float32))
+    exact = ConvFeatures(**SMALL, feature_dtype="float32").fit(images).transform(images)
+    assert not np.array_equal(rows, exact)
+    np.testing.assert_allclose(rows, exact, rtol=2**-11)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "text"),
+    [
+        ({"preset": "best"}, ParameterError, "preset must be one of fast, lee2017, got 'best'"),
+        ({"n_components": 10**6}, ParameterError, r"n_components must be at most min\(images, features\)"),
+        ({"n_components": 0}, ParameterError, "n_components must be a positive whole number"),
+        ({"memory_limit": "12 bananas"}, ParameterError, "memory_limit must be a positive number of bytes"),
+        ({"memory_limit": "10MiB"}, MemoryBudgetError, r"memory_limit of 10.0 MiB is too small: stage .* set memory_limit to at least \d+MiB"),
+        ({"kernel": "poly"}, ParameterError, "kernel must be one of auto, linear, rbf, got 'poly'"),
+        ({"C": -1}, ParameterError, "C must be a positive number"),
+        ({"gamma": "big"}, ParameterError, "gamma must be a positive number"),
+        ({"device": "tpu"}, ParameterError, "device must be one of"),
+        ({"feature_dtype": "int8"}, ParameterError, "feature_dtype must be one of float16, float32"),
+        ({"keep_features": "yes"}, ParameterError, "keep_features must be True, False"),
+        ({"n_jobs": 0}, ParameterError, "n_jobs must be a whole number of at least 1"),
+        ({"random_state": -1}, ParameterError, "random_state must be"),
+        ({"preprocess": "blur"}, ParameterError, "preprocess"),
+        ({"layers": [ConvLayer(8, 9)]}, ParameterError, "kernel_size of 9 x 9 is larger than the 8 x 8 pixels"),
+        ({"layers": ["conv"]}, ParameterError, "layers must be a sequence of ConvLayer"),
+    ],
+)
+def test_wrong_parameters_get_one_clear_sentence(digits, parameters, error, text):
+    """Each wrong parameter is named with its rule and its value, before anything is computed."""
+    with pytest.raises(error, match=text):
+        StreamCNNClassifier(**{**SMALL, **parameters}).fit(digits[0][:60], digits[1][:60])
+
+
+def test_wrong_data_get_one_clear_sentence(digits):
+    """NaN pixels, one class, labels of another length, other shapes and other pixels are refused."""
+    images, labels = digits[0][:100], digits[1][:100]
+    broken = images.astype(np.float32)
+    broken[7, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"NaN.*7"):
+        StreamCNNClassifier(**SMALL).fit(broken, labels)
+    with pytest.raises(ValueError, match="at least 2 classes are needed"):
+        StreamCNNClassifier(**SMALL).fit(images, np.zeros(100, int))
+    with pytest.raises(ValueError, match="labels"):
+        StreamCNNClassifier(**SMALL).fit(images, labels[:99])
+    classifier = StreamCNNClassifier(**SMALL).fit(images, labels)
+    with pytest.raises(ValueError, match="images must be 8 x 8 x 1 .* got 7 x 8 x 1"):
+        classifier.predict(images[:, 1:])
+    with pytest.raises(ValueError, match="pixels must be uint8 as in training, got float32"):
+        classifier.predict(broken[:5])
+
+
+def test_published_attributes(digits):
+    """What fit resolved is there with a trailing underscore."""
+    classifier = StreamCNNClassifier(**SMALL, memory_limit="1GiB", n_jobs=1).fit(digits[0][:300], digits[1][:300])
+    assert (classifier.n_jobs_, classifier.memory_limit_, classifier.device_, classifier.kernel_) == (1, 1 << 30, "cpu", "rbf")
+    assert classifier.image_shape_ == (8, 8, 1)
+    assert classifier.n_features_in_ == 64
+    assert 0 < classifier.peak_rss_bytes_
+    assert set(classifier.report_.stage_seconds) == {"filters", "extract", "pca", "project", "svm"}

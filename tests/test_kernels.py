@@ -1,0 +1,464 @@
+"""The convolution kernels: naive against theory, CPU against naive, and the bits of the CPU kernels."""
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import correlate
+
+from streamcnn.errors import DeviceError, ParameterError
+from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, get_kernels, jit, naive
+from streamcnn.kernels.simd import make_tile
+
+TILES = [make_tile(4, 4, 16), make_tile(2, 6, 8), make_tile(2, 4, 4)]
+EPS = float(np.finfo(np.float32).eps)
+
+
+def windows(size):
+    """Edges of windows of `size` that drop what is incomplete."""
+    return lambda length: np.arange(length // size + 1) * size
+
+
+EACH = windows(1)
+
+
+def grid(cells):
+    """Edges of `cells` windows of unequal size over everything."""
+    return lambda length: np.arange(cells + 1) * length // cells
+
+
+def given_edges(*edges):
+    return lambda length: np.array(edges)
+
+
+def run(kernels, images, filters, bias, *, stride=1, padding=0, activation="relu", threshold=0.0, pool="mean", edges=EACH, **options):
+    """Call `conv_layer` with fresh NaN-filled buffers; `edges` makes row and column edges from the size of the conv map."""
+    n_threads = options.pop("n_threads", 2)
+    if not isinstance(edges, tuple):
+        edges = (edges, edges)
+    sizes = [(length + 2 * padding - side) // stride + 1 for length, side in zip(images.shape[1:3], filters.shape[1:3])]
+    rows, cols = (make(size) for make, size in zip(edges, sizes))
+    shape = (len(rows) - 1, len(cols) - 1, len(filters) * (2 if activation == "split" else 1))
+    m = kernels.conv_scratch(images.shape[1:], filters.shape, shape, padding, *options.values())
+    scratch, out = np.full((n_threads, m), np.nan, np.float32), np.full((len(images), *shape), np.nan, np.float32)
+    codes = (ACTIVATIONS[activation], threshold, POOLS[pool])
+    kernels.conv_layer(images, filters, bias, stride, padding, *codes, rows, cols, scratch, out, **options)
+    return out
+
+
+def make(n, shape, n_filters, kernel, dtype=np.uint8, seed=0):
+    """Random images, filters and bias."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (n, *shape)).astype(dtype)
+    if dtype == np.float32:
+        images = rng.normal(size=images.shape).astype(np.float32) * 100
+    filters = rng.normal(size=(n_filters, *kernel, shape[2])).astype(np.float32) / 100
+    return images, filters, rng.normal(size=n_filters).astype(np.float32)
+
+
+def tolerance(images, filters, bias, threshold=0.0, **options):
+    """Bound of the rounding errors of each output.
+
+    A chain of t fused multiply-adds is off by at most t u (sum |w||x| + |bias|) (Higham, section 3.1; u = eps / 2), the
+    threshold and the sequential mean of s values by another s + 2 roundings of numbers not above the largest such sum. The
+    naive kernel itself gives that largest sum of each cell. Below the normal range a rounding is off by up to 2**-149.
+    """
+    options = {**options, "activation": "split" if options.get("activation") == "split" else "relu", "pool": "max"}
+    largest = run(naive, np.abs(images), np.abs(filters), np.abs(bias), **options)
+    if options["activation"] == "split":
+        largest[..., len(filters) :] = largest[..., : len(filters)]
+    edges = options.get("edges", EACH)
+    sizes = [e(length) for e, length in zip(edges if isinstance(edges, tuple) else (edges, edges), images.shape[1:3])]
+    roundings = filters[0].size + int(np.prod([np.diff(s).max() for s in sizes])) + 3
+    return roundings * (EPS / 2 * (largest.astype(np.float64) + threshold) + 2.0**-149)
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------------------
+
+
+def test_naive_is_the_cross_correlation_of_scipy():
+    """Without activation's bend and pooling the naive kernel is scipy.signal.correlate summed over channels, plus the bias."""
+    images, filters, bias = make(2, (9, 11, 3), 4, (3, 5), np.float32)
+    out = run(naive, images, filters, bias, activation="split")
+    for k in range(4):
+        for image, result in zip(images.astype(float), out):
+            expected = correlate(image, filters[k].astype(float), mode="valid")[..., 0] + bias[k]
+            signed = result[..., k] - result[..., 4 + k]
+            # one rounding to float32 of values below 100
+            np.testing.assert_allclose(signed, expected, atol=100 * EPS)
+
+
+@pytest.mark.parametrize("kernels", [naive, cpu])
+def test_hand_worked_example(kernels):
+    """A 3 x 3 image, a 2 x 2 filter: every activation and pool gives the numbers worked out on paper."""
+    image = np.array([[1, 2, 0], [0, 3, 1], [4, 0, 2]], np.uint8).reshape(1, 3, 3, 1)
+    weights = np.array([[1, -1], [0, 2]], np.float32).reshape(1, 2, 2, 1)
+    half = np.array([0.5], np.float32)
+    # 1-2+6, 2-0+2, 0-3+0, 3-1+4, each plus 0.5: [[5.5, 4.5], [-2.5, 6.5]]
+
+    def values(**options):
+        return run(kernels, image, weights, half, **options).ravel().tolist()
+
+    assert values(threshold=1.0) == [4.5, 3.5, 0.0, 5.5]
+    assert values(threshold=1.0, activation="abs") == [4.5, 3.5, 1.5, 5.5]
+    assert values(activation="clip") == [1.0, 1.0, -1.0, 1.0]
+    assert values(threshold=1.0, activation="split") == [4.5, 0.0, 3.5, 0.0, 0.0, 1.5, 5.5, 0.0]
+    assert values(edges=windows(2)) == [4.125]
+    assert values(edges=windows(2), pool="max") == [6.5]
+    assert values(edges=windows(2), activation="clip", pool="mean") == [0.5]
+    assert values(edges=(windows(1), windows(2)), pool="mean") == [5.0, 3.25]
+    assert values(stride=2) == [5.5]
+    # padded: only the corner pixels under the filter's corners
+    assert values(stride=2, padding=1, activation="split")[:4] == [2.5, 0.0, 0.5, 0.0]
+
+
+# --- CPU against naive -----------------------------------------------------------------------------------------------------------
+
+CASES = {
+    "one image, one filter": (make(1, (8, 8, 1), 1, (3, 3)), {}),
+    "odd sizes": (make(7, (17, 13, 3), 10, (5, 5)), {"edges": windows(2)}),
+    "stride 2, padding 1": (make(7, (9, 10, 3), 10, (3, 3)), {"stride": 2, "padding": 1}),
+    "stride 3, padding 2": (make(5, (16, 11, 1), 3, (5, 3)), {"stride": 3, "padding": 2, "edges": windows(2)}),
+    "stride above the kernel": (make(3, (13, 14, 2), 3, (2, 2)), {"stride": 3}),
+    "padding 3 of float32": (make(16, (8, 9, 5), 10, (7, 7), np.float32), {"padding": 3, "edges": windows(3), "pool": "max"}),
+    "padding above the kernel": (make(2, (4, 4, 1), 2, (2, 2)), {"padding": 3, "edges": windows(2)}),
+    "row filter": (make(7, (6, 15, 1), 10, (1, 7)), {"edges": windows(2)}),
+    "column filter": (make(7, (15, 6, 3), 10, (7, 1), np.float32), {"edges": windows(2)}),
+    "1 x n images": (make(33, (1, 40, 1), 3, (1, 9)), {"edges": (windows(1), windows(4))}),
+    "pixel filter": (make(4, (5, 5, 16), 64, (1, 1), np.float32), {"pool": "max", "edges": windows(5)}),
+    "deep": (make(7, (10, 10, 16), 64, (3, 3), np.float32), {"edges": windows(2)}),
+    "one output": (make(33, (5, 5, 3), 64, (5, 5)), {}),
+    "global pool": (make(3, (20, 19, 1), 10, (3, 3)), {"edges": grid(1)}),
+    "unequal grid": (make(16, (20, 17, 3), 10, (5, 5)), {"edges": (grid(3), grid(5)), "pool": "max"}),
+    "very unequal grid": (make(3, (19, 19, 1), 3, (3, 3)), {"edges": (given_edges(0, 1, 17), given_edges(2, 3, 4, 16))}),
+    "window of 9": (make(17, (17, 17, 1), 5, (3, 3)), {"edges": windows(3)}),
+    "large image in bands": (make(2, (70, 300, 3), 3, (5, 5)), {"edges": windows(33), "pool": "mean"}),
+    "wide image in bands": (make(2, (40, 700, 2), 2, (3, 3)), {"edges": (windows(2), windows(50)), "padding": 2}),
+}
+for activation in ACTIVATIONS:
+    for pool in POOLS:
+        options = {"activation": activation, "pool": pool, "threshold": 0.3}
+        CASES[f"{activation} {pool} in tiles"] = (make(5, (12, 12, 1), 7, (3, 3)), {**options, "edges": windows(4)})
+        CASES[f"{activation} {pool} across cells"] = (make(5, (12, 12, 1), 7, (3, 3), np.float32), {**options, "edges": windows(3)})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cpu_agrees_with_naive(name):
+    """The CPU kernel is the naive one to the rounding of its sums."""
+    arrays, options = CASES[name]
+    expected = run(naive, *arrays, **options)
+    out = run(cpu, *arrays, **options)
+    assert np.isfinite(out).all()
+    assert (np.abs(out.astype(np.float64) - expected) <= tolerance(*arrays, **options)).all()
+    # not vacuous: the case has responses, and the tolerance is far below them
+    assert np.abs(expected).max() > 100 * np.median(tolerance(*arrays, **options))
+
+
+def test_cancelling_sums_on_a_large_offset():
+    """Pixels of 1e6 and a filter that sums to zero stay within the bound, where a reordered sum could not be trusted."""
+    images, filters, bias = make(5, (12, 12, 1), 6, (5, 5), np.float32)
+    images += 1e6
+    filters -= filters.mean(axis=(1, 2, 3), keepdims=True)
+    expected = run(naive, images, filters, bias, edges=windows(2))
+    out = run(cpu, images, filters, bias, edges=windows(2))
+    assert (np.abs(out - expected) <= tolerance(images, filters, bias, edges=windows(2))).all()
+
+
+def test_denormals_are_not_flushed():
+    """Products below the normal range of float32 count."""
+    images = np.full((3, 4, 4, 1), 2.0**-100, np.float32)
+    filters = np.full((2, 2, 2, 1), 2.0**-40, np.float32)
+    out = run(cpu, images, filters, np.zeros(2, np.float32))
+    assert (out == np.float32(4 * 2.0**-140)).all() and out[0, 0, 0, 0] > 0
+
+
+@pytest.mark.parametrize("kernels", [naive, cpu])
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("size", [2, 3])
+def test_nan_reaches_exactly_the_cells_that_see_it(kernels, activation, pool, size):
+    """A NaN pixel makes NaN of every cell whose windows hold it, never 0, and of no other cell or image."""
+    images, filters, bias = make(3, (14, 14, 1), 5, (3, 3), np.float32)
+    images[1, 6, 7] = np.nan
+    out = run(kernels, images, filters, bias, activation=activation, pool=pool, edges=windows(size))
+    expected = np.zeros(out.shape, bool)
+    seen = np.zeros((12, 12), bool)
+    seen[4:7, 5:8] = True
+    seen = seen.reshape(12 // size, size, 12 // size, size).any(axis=(1, 3))
+    expected[1, seen] = True
+    assert np.array_equal(np.isnan(out), expected)
+
+
+def test_infinite_pixels_follow_ieee():
+    """inf gives inf or 0 by the sign of its weight, inf - inf gives NaN; as in the naive kernel."""
+    images = np.zeros((2, 4, 4, 1), np.float32)
+    images[0, 0, 0], images[0, 3, 3], images[1, :2, 0] = np.inf, -np.inf, np.inf
+    filters = np.array([[[1, 0.5], [-1, 2]], [[-1, 1], [1, 1]]], np.float32)[..., None]
+    for activation in ACTIVATIONS:
+        expected, out = (run(k, images, filters, np.zeros(2, np.float32), activation=activation) for k in (naive, cpu))
+        np.testing.assert_array_equal(out, expected)
+
+
+# --- bits ------------------------------------------------------------------------------------------------------------------------
+
+
+def bits(array):
+    return array.view(np.uint32)
+
+
+def emulate(images, filters, bias, activation, threshold, pool, size):
+    """The promised order of operations, one float32 rounding each, for operands whose exact sums fit float64.
+
+    uint8 pixels times weights that are multiples of 2**-24 below 1 sum to less than 2**16 in units of 2**-24: 40 of 53 bits.
+    So rounding the float64 sum to float32 is the fused multiply-add.
+    """
+    n, height, width, channels = images.shape
+    n_filters, rows, cols, _ = filters.shape
+    acc = np.empty((n, height - rows + 1, width - cols + 1, n_filters), np.float32)
+    acc[:] = bias
+    for dy in range(rows):
+        for dx in range(cols):
+            for c in range(channels):
+                x = images[:, dy : dy + acc.shape[1], dx : dx + acc.shape[2], c, None].astype(np.float64)
+                acc = (acc + x * filters[:, dy, dx, c].astype(np.float64)).astype(np.float32)
+    t, zero, one = np.float32(threshold), np.float32(0), np.float32(1)
+    if activation == "clip":
+        values = np.minimum(np.maximum(acc, -one), one)
+    elif activation == "split":
+        values = np.concatenate([np.maximum(acc - t, zero), np.maximum(-acc - t, zero)], axis=-1)
+    else:
+        values = np.maximum((np.abs(acc) if activation == "abs" else acc) - t, zero)
+    n_rows, n_cols = values.shape[1] // size, values.shape[2] // size
+    total = np.full((n, n_rows, n_cols, values.shape[3]), 0 if pool == "mean" else -np.inf, np.float32)
+    for y in range(size):
+        for x in range(size):
+            value = values[:, y : n_rows * size : size, x : n_cols * size : size]
+            total = total + value if pool == "mean" else np.maximum(total, value)
+    return total * np.float32(1 / size**2) if pool == "mean" else total
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_bits_are_those_of_the_promised_order(activation, pool, size):
+    """Taps by row, column and channel from the bias on, then the window row by row: bit for bit."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (19, 14, 13, 3), dtype=np.uint8)
+    filters, bias = (rng.integers(-(2**24), 2**24, s).astype(np.float32) * np.float32(2.0**-24) for s in [(7, 3, 4, 3), (7,)])
+    expected = emulate(images, filters, bias, activation, 0.3, pool, size)
+    out = run(cpu, images, filters, bias, activation=activation, threshold=0.3, pool=pool, edges=windows(size))
+    assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_lanes_and_tiles_never_change_a_bit(name):
+    """16, 8 and 4 lanes with their tiles give the same bits as the tile of this machine."""
+    arrays, options = CASES[name]
+    expected = bits(run(cpu, *arrays, **options))
+    for tile in TILES:
+        assert np.array_equal(bits(run(cpu, *arrays, tile=tile, **options)), expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_chunking_and_threads_never_change_a_bit(data):
+    """Any cut of the images into chunks, any number of threads and any spare scratch give the bits of one call."""
+    shape = (data.draw(st.integers(5, 30)), data.draw(st.integers(5, 30)), data.draw(st.sampled_from([1, 2, 3])))
+    dtype = data.draw(st.sampled_from([np.uint8, np.float32]))
+    n = data.draw(st.integers(1, 40))
+    images, filters, bias = make(n, shape, data.draw(st.integers(1, 9)), (3, 5), dtype, seed=data.draw(st.integers(0, 99)))
+    options = {
+        "stride": data.draw(st.integers(1, 2)),
+        "padding": data.draw(st.integers(0, 2)),
+        "activation": data.draw(st.sampled_from(list(ACTIVATIONS))),
+        "pool": data.draw(st.sampled_from(list(POOLS))),
+        "edges": data.draw(st.sampled_from([windows(1), grid(1)])),
+    }
+    expected = run(cpu, images, filters, bias, n_threads=1, **options)
+    cuts = sorted({0, n, *data.draw(st.lists(st.integers(0, n), max_size=4))})
+    for start, stop in pairwise(cuts):
+        n_threads = data.draw(st.integers(1, 5))
+        part = run(cpu, images[start:stop], filters, bias, n_threads=n_threads, **options)
+        assert np.array_equal(bits(part), bits(expected[start:stop]))
+
+
+def test_wider_misaligned_scratch_and_read_only_arrays_give_the_same_bits():
+    """Scratch may be shared with other layers and start anywhere; nothing but scratch and out is written."""
+    images, filters, bias = make(20, (12, 12, 3), 7, (3, 3))
+    expected = run(cpu, images, filters, bias, edges=windows(2))
+    for array in (images, filters, bias):
+        array.flags.writeable = False
+    m = cpu.conv_scratch((12, 12, 3), filters.shape, (5, 5, 7), 0)
+    room = np.full(2 * (m + 37) + 3, np.nan, np.float32)
+    compiled = len(cpu._conv_worker.signatures)
+    for offset in range(3):
+        scratch = room[offset : offset + 2 * (m + 37)].reshape(2, -1)
+        out = np.empty_like(expected)
+        edges = np.arange(6) * 2
+        cpu.conv_layer(images, filters, bias, 1, 0, 0, 0.0, 0, edges, edges, scratch, out)
+        assert np.array_equal(bits(out), bits(expected))
+    assert len(cpu._conv_worker.signatures) == compiled
+
+
+def test_no_write_outside_scratch_and_out():
+    """Guard values around both buffers survive every case."""
+    for arrays, options in CASES.values():
+        images, filters, bias = arrays
+        expected = run(cpu, images, filters, bias, **options)
+        captured = {}
+
+        class Guarded:
+            conv_scratch = staticmethod(cpu.conv_scratch)
+
+            @staticmethod
+            def conv_layer(*args, captured=captured):
+                *head, scratch, out = args
+                rooms = [np.full(a.size + 64, 7.25, np.float32) for a in (scratch, out)]
+                inner = [room[32:-32].reshape(a.shape) for room, a in zip(rooms, (scratch, out))]
+                cpu.conv_layer(*head, *inner)
+                out[:] = inner[1]
+                captured["guards"] = np.concatenate([part for room in rooms for part in (room[:32], room[-32:])])
+
+        assert np.array_equal(bits(run(Guarded, images, filters, bias, **options)), bits(expected))
+        assert (captured["guards"] == 7.25).all()
+
+
+def test_more_than_two_to_the_31_pixels():
+    """The last image of an array of more than 2**31 pixels is found."""
+    images = np.zeros((2100, 1024, 1024, 1), np.uint8)  # untouched pages are one page of zeros
+    images[-1, -1, -1] = 200
+    filters, bias = np.full((1, 1, 1, 1), 0.5, np.float32), np.zeros(1, np.float32)
+    out = run(cpu, images, filters, bias, stride=1023, pool="max", edges=windows(2))
+    assert out[-1, 0, 0, 0] == 100 and not out[:-1].any()
+
+
+def test_too_small_scratch_is_refused():
+    """Scratch for another layer is an error, not a write past its end."""
+    images, filters, bias = make(2, (9, 9, 1), 3, (3, 3))
+    out, edges = np.empty((2, 7, 7, 3), np.float32), np.arange(8)
+    with pytest.raises(ParameterError, match="conv_scratch"):
+        cpu.conv_layer(images, filters, bias, 1, 0, 0, 0.0, 0, edges, edges, np.empty((1, 100), np.float32), out)
+
+
+def test_no_images_is_no_work():
+    """A chunk of no images returns."""
+    images, filters, bias = make(0, (9, 9, 1), 3, (3, 3))
+    assert run(cpu, images, filters, bias).shape == (0, 7, 7, 3)
+
+
+# --- device and cache ------------------------------------------------------------------------------------------------------------
+
+
+def test_device_choice():
+    """auto and cpu are the CPU kernels, naive the reference, cuda a plain refusal, anything else a parameter error."""
+    assert get_kernels("auto") is cpu and get_kernels("cpu") is cpu and get_kernels("naive") is naive
+    with pytest.raises(DeviceError, match='no CUDA kernels; use "cpu" or "auto"'):
+        get_kernels("cuda")
+    with pytest.raises(ParameterError, match="auto, cpu, cuda, naive, got 'gpu'"):
+        get_kernels("gpu")
+    assert all(hasattr(naive, name) for name in cpu.__all__) and cpu.__all__ == naive.__all__
+
+
+def python(code, **environment):
+    """Run code in a new process; its last line of output."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+CONVOLVE = """
+import numpy as np
+from streamcnn.kernels import cpu
+x = np.ones((3, 5, 5, 1), np.uint8); w = np.ones((2, 3, 3, 1), np.float32); e = np.arange(4); out = np.empty((3, 3, 3, 2), np.float32)
+scratch = np.empty((2, cpu.conv_scratch((5, 5, 1), w.shape, (3, 3, 2), 0)), np.float32)
+cpu.conv_layer(x, w, np.zeros(2, np.float32), 1, 0, 0, 0.0, 0, e, e, scratch, out)
+assert (out == 9).all()
+import sys
+for f in (cpu._conv_worker,):
+    print(sum(f.stats.cache_hits.values()), sum(f.stats.cache_misses.values()))
+"""
+
+SMALL = """
+import sys; sys.path.insert(0, {folder!r})
+import small
+assert small.double(21) == 42
+print(sum(small.double.stats.cache_hits.values()), sum(small.double.stats.cache_misses.values()))
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Code that runs a small kernel of a module of its own, and its cache folder."""
+    (tmp_path / "small.py").write_text("from streamcnn.kernels.jit import jit\n\n@jit()\ndef double(x):\n    return 2 * x\n")
+    return SMALL.format(folder=str(tmp_path)), tmp_path / "cache"
+
+
+def test_second_process_finds_the_compiled_kernels(tmp_path):
+    """The second process compiles nothing and writes no file."""
+    assert python(CONVOLVE, NUMBA_CACHE_DIR=str(tmp_path)) == "0 1"
+    files = sorted(p.name for p in tmp_path.rglob("*.nb?"))
+    assert python(CONVOLVE, NUMBA_CACHE_DIR=str(tmp_path)) == "1 0"
+    assert files and sorted(p.name for p in tmp_path.rglob("*.nb?")) == files
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("keep", [0, 40])
+def test_truncated_cache_files_are_replaced(small, suffix, keep):
+    """A cache file cut short by a kill costs one compilation; the next process finds a whole one."""
+    code, cache = small
+    assert python(code, NUMBA_CACHE_DIR=str(cache)) == "0 1"
+    for path in cache.rglob(f"*.{suffix}"):
+        path.write_bytes(path.read_bytes()[:keep])
+    assert python(code, NUMBA_CACHE_DIR=str(cache)) == "0 1"
+    assert python(code, NUMBA_CACHE_DIR=str(cache)) == "1 0"
+
+
+def test_no_writable_cache_folder_still_compiles(small):
+    """Where no folder can be written the kernels compile in memory."""
+    code, _ = small
+    # a locator that never finds a folder: root, as in containers, can write anywhere
+    nowhere = "from numba.core import caching\ncaching.CacheImpl._locator_classes = []\n"
+    plain = "import numba\ntry:\n    numba.njit(cache=True)(lambda: 0)\nexcept RuntimeError:\n    print('refused')\n"
+    assert python(nowhere + plain) == "refused"
+    assert python(nowhere + code) == "0 1"
+
+
+def test_changed_kernel_source_is_compiled_anew(small):
+    """A kernel whose inlined helpers in kernels/ changed is not served from the old cache."""
+    code, cache = small
+    assert python(code, NUMBA_CACHE_DIR=str(cache)) == "0 1"
+    changed = "from streamcnn.kernels import jit\njit._sources_digest = lambda: 'other sources'\n" + code
+    assert python(changed, NUMBA_CACHE_DIR=str(cache)) == "0 1"
+
+
+def test_full_disk_while_saving_is_no_error(small):
+    """A cache that cannot be saved leaves the compiled kernel in memory."""
+    code, cache = small
+    full = "from numba.core import caching\ndef fail(*args):\n    raise OSError(28, 'full')\n"
+    full += "caching.IndexDataCacheFile._save_data = fail\n"
+    assert python(full + code, NUMBA_CACHE_DIR=str(cache)) == "0 1"
+
+
+def test_choosing_no_device_loads_no_compiler():
+    """`import streamcnn.kernels` does not import numba."""
+    # the package without its __init__, which brings in everything
+    package = str(Path(jit.__file__).parents[1])
+    code = f"import sys, types; p = types.ModuleType('streamcnn'); p.__path__ = [{package!r}]; sys.modules['streamcnn'] = p\n"
+    assert python(code + "import streamcnn.kernels; print('numba' in sys.modules)") == "False"
+
+
+def test_workers_report_their_errors():
+    """An error in any worker reaches the caller."""
+
+    def work(worker):
+        if worker == 2:
+            raise ValueError("worker 2 failed")
+
+    with pytest.raises(ValueError, match="worker 2 failed"):
+        jit.run_workers(work, 4)

@@ -1,0 +1,72 @@
+"""Checks the house rules on imports that no linter knows; run by the tests.
+
+- imports go upward only in the order below, which is the flow of data
+- no file imports both h5py and numba
+- `kernels/cuda.py` and matplotlib are imported inside functions only
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+ORDER = """
+errors files threads rows memory
+labels imagefiles sources arrayfiles h5images images
+kernels.jit kernels kernels.simd kernels.naive kernels.cpu kernels.warp
+datasets preprocess filters network arrays shards store
+rowinput moments pca newton svm
+presets plan features progress pipeline model evaluate estimators demo reproduce commands cli __init__ __main__
+""".split()
+
+
+def module_name(path: Path, package: Path) -> str:
+    """Name of a module inside the package; a folder's is the folder's."""
+    name = ".".join(path.relative_to(package).with_suffix("").parts)
+    return name.removesuffix(".__init__") if name != "__init__" else name
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Full names of what a module imports, at any depth."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def problems(package: Path) -> list[str]:
+    """One line for each broken rule."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        name = module_name(path, package)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = imported(tree)
+        if name not in ORDER:
+            found.append(f"{name}: not in the list of modules; give it its place in the flow of data")
+            continue
+        for other in sorted(names):
+            inner = other.removeprefix("streamcnn.")
+            if other.startswith("streamcnn.") and inner in ORDER and ORDER.index(inner) >= ORDER.index(name):
+                found.append(f"{name} imports {inner}, which comes after it")
+        roots = {other.split(".")[0] for other in names}
+        if {"h5py", "numba"} <= roots:
+            found.append(f"{name} imports both h5py and numba")
+        top = imported(ast.Module(tree.body, []) if isinstance(tree, ast.Module) else tree)
+        direct = {n for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom)) for n in imported(node)}
+        for banned in ("matplotlib", "streamcnn.kernels.cuda"):
+            if any(n == banned or n.startswith(banned + ".") for n in direct & top):
+                found.append(f"{name} imports {banned} at its top: import it inside the function that needs it")
+    return found
+
+
+def main() -> int:
+    """Print broken rules; the exit code says whether there are any."""
+    lines = problems(Path(__file__).parent.parent / "streamcnn")
+    sys.stdout.write("".join(f"{line}\n" for line in lines) or "imports: all well\n")
+    return bool(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
