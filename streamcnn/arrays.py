@@ -48,7 +48,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any
     text = json.dumps(header | {"sha256": array_hash(arrays)}, sort_keys=True)
     with replacing(path, durable) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
         # a data set, not an attribute: attributes end at 64 KiB, which a thousand class names pass
-        file.create_dataset("header", data=np.frombuffer(text.encode(), np.uint8), chunks=(len(text.encode()),), fletcher32=True)
+        file.create_dataset("json", data=np.frombuffer(text.encode(), np.uint8), chunks=(len(text.encode()),), fletcher32=True)
         for name, array in arrays.items():
             # fletcher32 needs chunks, and chunks need elements and axes; the hash covers the rest
             chunks = _chunks(array) if array.size and array.ndim else None
@@ -85,7 +85,7 @@ def load_arrays(path: Path, format_name: str, newest_version: int) -> tuple[dict
         raise ModelError(
             f"{path} is not a {format_name} file, or it is damaged ({_first_line(error)}); write it again"
         ) from error
-    header = _parse_header(arrays.pop("header", None))
+    header = _parse_header(arrays.pop("json", None))
     if header is None or header.get("format") != format_name:
         raise ModelError(f"{path} is not a {format_name} file: its header is missing or names another format")
     if not isinstance(header.get("format_version"), int) or header["format_version"] > newest_version:
@@ -110,7 +110,7 @@ def _read_plain(file: h5py.File, name: str, path: Path) -> np.ndarray:
     item = file[name]
     if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "biuf" or item.is_virtual or item.external:
         raise ModelError(f"{path} holds {name}, which is no plain array of numbers stored in the file itself: refused")
-    limit = _MAX_HEADER if name == "header" else _MAX_BYTES
+    limit = _MAX_HEADER if name == "json" else _MAX_BYTES
     # what is declared must be stored: no compression is used, so a larger shape is a trap that would fill the memory
     if item.nbytes > limit or item.nbytes > max(4096, path.stat().st_size):
         raise ModelError(f"{path} declares {item.nbytes} bytes for {name}, more than the file holds: refused")

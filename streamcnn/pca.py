@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.incremental import incremental_batches, iter_incremental
 from streamcnn.moments import Moments
+from streamcnn.projection import Projector, deviation
 from streamcnn.rowinput import blocks_of, check_finite, is_batches, is_rows, open_rows
 from streamcnn.rows import ArrayRows, block_rows, iter_blocks
 from streamcnn.threads import limit_blas, resolve_n_jobs
@@ -197,7 +198,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def _drop_results(self) -> None:
         for name in _RESULTS:
             self.__dict__.pop(name, None)
-        self._projector: _Projector | None = None
+        self._projector: Projector | None = None
 
     def _check_n_components(self, n_rows: int) -> int:
         most = min(n_rows, self.n_features_in_)
@@ -263,7 +264,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """
         check_is_fitted(self, "n_samples_seen_")
         source, dtype = open_rows(self, X, reset=False)
-        projector = _Projector(self, dtype)
+        projector = self._make_projector(dtype)
         block = np.empty((block_rows(self.n_features_in_), self.n_features_in_), dtype)
         reduced = np.empty((len(block), self.n_components_), dtype)
         n_rows = getattr(source, "n_rows", None)
@@ -293,8 +294,11 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         out
         """
         if self._projector is None:
-            self._projector = _Projector(self, np.dtype(np.float32))
+            self._projector = self._make_projector(np.dtype(np.float32))
         return self._projector(block, out)
+
+    def _make_projector(self, dtype) -> Projector:
+        return Projector(self.components_, self.mean_, self.explained_variance_ if self.whiten else None, dtype)
 
     def inverse_transform(self, X):
         """Rows whose `transform` is `X`, as near as the components allow: (n, n_components_) -> (n, n_features)."""
@@ -302,7 +306,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         X = check_array(X, dtype=[np.float64, np.float32], input_name="X")
         if X.shape[1] != self.n_components_:
             raise DataError(f"X must have n_components_ = {self.n_components_} columns, got {X.shape[1]}")
-        weights = self.components_ * (_deviation(self)[:, None] if self.whiten else 1.0)
+        weights = self.components_ * (deviation(self.explained_variance_)[:, None] if self.whiten else 1.0)
         weights, result = weights.astype(X.dtype), np.empty((len(X), self.n_features_in_), X.dtype)
         block = np.empty((block_rows(self.n_features_in_), self.n_components_), X.dtype)
         with limit_blas(self.n_jobs_):
@@ -354,34 +358,6 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         pca.n_features_in_, pca.n_samples_seen_, pca.solver_, pca.n_jobs_ = d, n_seen, SOLVERS[solver], n_jobs
         pca._projector = None
         return pca
-
-
-class _Projector:
-    """Rows minus mean, times components, in one precision and without allocation.
-
-    Rows are centred before the product: at an offset of 1,000 standard deviations a float32 product of rows as they are keeps 3
-    digits. What rounding the mean to float32 leaves over is taken off the result.
-    """
-
-    def __init__(self, pca: StreamingPCA, dtype: np.dtype):
-        weights = pca.components_.T
-        if pca.whiten:
-            weights = weights / _deviation(pca)
-        self.mean = pca.mean_.astype(dtype)
-        self.rest = ((pca.mean_ - self.mean) @ weights).astype(dtype)
-        self.weights = np.ascontiguousarray(weights, dtype)
-
-    def __call__(self, block: np.ndarray, out: np.ndarray) -> np.ndarray:
-        block -= self.mean
-        np.matmul(block, self.weights, out=out)
-        out -= self.rest
-        return out
-
-
-def _deviation(pca: StreamingPCA) -> np.ndarray:
-    """Standard deviation of each reduced column; directions without variance must not be blown up."""
-    deviation = np.sqrt(pca.explained_variance_)
-    return np.maximum(deviation, max(np.finfo(np.float64).eps, 1e-7 * deviation.max(initial=0.0)))
 
 
 def resolve_solver(solver: str, n_features: int) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.utils.validation import validate_data
 
 from streamcnn.errors import DataError, ParameterError
-from streamcnn.rows import ArrayRows, Rows, iter_blocks, recut
+from streamcnn.rows import ArrayRows, Rows, block_rows, iter_blocks, recut
 
 
 def open_rows(estimator, X, reset: bool, ensure_min_samples: int = 1) -> tuple["Rows | Batches", np.dtype]:
@@ -131,3 +131,33 @@ def check_finite(rows: np.ndarray, start: int = 0) -> None:
     row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
     what = "NaN" if np.isnan(rows[row]).any() else "infinity"
     raise DataError(f"X must be finite, row {start + row} contains {what}; leave such rows out or repair them")
+
+
+def gather(source: Rows | Batches, rows: np.ndarray, dtype, out_dtype) -> np.ndarray:
+    """The rows numbered `rows`, ascending, in one pass in blocks of `dtype`: (m, n_features) of `out_dtype`."""
+    result = np.empty((len(rows), source.n_features), out_dtype)
+    block = np.empty((block_rows(source.n_features), source.n_features), dtype)
+    for start, n_valid in blocks_of(source, block):
+        first, last = np.searchsorted(rows, (start, start + n_valid))
+        result[first:last] = block[rows[first:last] - start]
+    return result
+
+
+def row_sizes(source: Rows | Batches, dtype) -> tuple[int, float, float]:
+    """Number of rows, mean squared row norm, and variance of all values, in one pass in blocks of `dtype`."""
+    block = np.empty((block_rows(source.n_features), source.n_features), dtype)
+    n_rows, squares, total, shifted, shift = 0, 0.0, 0.0, 0.0, None
+    for _, n_valid in blocks_of(source, block):
+        rows = block[:n_valid].astype(np.float64)
+        if shift is None:
+            shift = float(rows.mean())
+        n_rows += n_valid
+        squares += float(np.square(rows).sum())
+        # about a value near the mean, so that a large offset does not drown the variance
+        rows -= shift
+        total += float(rows.sum())
+        shifted += float(np.square(rows, out=rows).sum())
+    if n_rows == 0:
+        raise DataError("X must have at least 1 row, got 0 sample(s)")
+    values = n_rows * source.n_features
+    return n_rows, squares / n_rows, max(shifted / values - (total / values) ** 2, 0.0)

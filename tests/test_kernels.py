@@ -329,6 +329,32 @@ def test_no_write_outside_scratch_and_out():
         assert (captured["guards"] == 7.25).all()
 
 
+AT_THE_BRINK = """
+import ctypes, mmap
+import numpy as np
+from streamcnn.kernels import cpu
+room = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+inside = np.frombuffer(room, np.uint8)
+guard = ctypes.c_void_p(inside.ctypes.data + mmap.PAGESIZE)
+assert ctypes.CDLL(None, use_errno=True).mprotect(guard, mmap.PAGESIZE, 0) == 0
+for dtype, side in ((np.uint8, 9), (np.float32, 5), (np.uint8, 3)):
+    size = 5 * side * side * np.dtype(dtype).itemsize
+    x = inside[mmap.PAGESIZE - size : mmap.PAGESIZE].view(dtype).reshape(5, side, side, 1)
+    x[:] = 1
+    w, e, out = np.ones((2, 3, 3, 1), np.float32), np.arange(side - 1), np.empty((5, side - 2, side - 2, 2), np.float32)
+    scratch = np.empty((2, cpu.conv_scratch(x.shape[1:], w.shape, out.shape[1:], 0)), np.float32)
+    cpu.conv_layer(x, w, np.zeros(2, np.float32), 1, 0, 0, 0.0, 0, e, e, scratch, out)
+    assert (out == 9).all()
+print("survived")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect to make a page unreadable")
+def test_no_read_past_the_last_image():
+    """Images that end at an unreadable page are convolved: lanes and vectors never reach beyond the array."""
+    assert python(AT_THE_BRINK) == "survived"
+
+
 def test_more_than_two_to_the_31_pixels():
     """The last image of an array of more than 2**31 pixels is found."""
     images = np.zeros((2100, 1024, 1024, 1), np.uint8)  # untouched pages are one page of zeros
@@ -365,9 +391,20 @@ def test_device_choice():
     assert all(hasattr(naive, name) for name in cpu.__all__) and cpu.__all__ == naive.__all__
 
 
+# the package without its __init__, which brings in everything
+BARE = f"""
+import sys, types
+package = types.ModuleType("streamcnn")
+package.__path__ = [{str(Path(jit.__file__).parents[1])!r}]
+sys.modules["streamcnn"] = package
+"""
+
+
 def python(code, **environment):
-    """Run code in a new process; its last line of output."""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
+    """Run code in a new process; what it prints."""
+    result = subprocess.run(
+        [sys.executable, "-c", BARE + code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
@@ -379,13 +416,12 @@ x = np.ones((3, 5, 5, 1), np.uint8); w = np.ones((2, 3, 3, 1), np.float32); e = 
 scratch = np.empty((2, cpu.conv_scratch((5, 5, 1), w.shape, (3, 3, 2), 0)), np.float32)
 cpu.conv_layer(x, w, np.zeros(2, np.float32), 1, 0, 0, 0.0, 0, e, e, scratch, out)
 assert (out == 9).all()
-import sys
-for f in (cpu._conv_worker,):
-    print(sum(f.stats.cache_hits.values()), sum(f.stats.cache_misses.values()))
+stats = cpu._conv_worker.stats
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 
 SMALL = """
-import sys; sys.path.insert(0, {folder!r})
+sys.path.insert(0, {folder!r})
 import small
 assert small.double(21) == 42
 print(sum(small.double.stats.cache_hits.values()), sum(small.double.stats.cache_misses.values()))
@@ -447,10 +483,7 @@ def test_full_disk_while_saving_is_no_error(small):
 
 def test_choosing_no_device_loads_no_compiler():
     """`import streamcnn.kernels` does not import numba."""
-    # the package without its __init__, which brings in everything
-    package = str(Path(jit.__file__).parents[1])
-    code = f"import sys, types; p = types.ModuleType('streamcnn'); p.__path__ = [{package!r}]; sys.modules['streamcnn'] = p\n"
-    assert python(code + "import streamcnn.kernels; print('numba' in sys.modules)") == "False"
+    assert python("import streamcnn.kernels; print('numba' in sys.modules)") == "False"
 
 
 def test_workers_report_their_errors():

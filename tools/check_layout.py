@@ -14,7 +14,7 @@ errors files threads rows memory
 labels imagefiles sources arrayfiles h5images images
 kernels.jit kernels kernels.simd kernels.naive kernels.cpu kernels.warp
 datasets preprocess filters network arrays shards store
-rowinput moments pca newton svm
+rowinput moments incremental pca newton rbf selection svm
 presets plan features progress pipeline model evaluate estimators demo reproduce commands cli __init__ __main__
 """.split()
 

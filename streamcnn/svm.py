@@ -1,0 +1,381 @@
+"""The SVM ladder: step 3 of Lee & Lee (2017). Exact RBF while rows allow, an exact streamed linear SVM beyond."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+
+from streamcnn.errors import DataError, ParameterError
+from streamcnn.newton import LinearMachine, LinearProblem, group_size, solve
+from streamcnn.rbf import RbfMachine
+from streamcnn.rowinput import Batches, blocks_of, gather, is_batches, is_rows, open_rows, row_sizes, working_dtype
+from streamcnn.rows import ArrayRows, block_rows
+from streamcnn.selection import sample_rows, select
+from streamcnn.threads import limit_blas, resolve_n_jobs
+
+KERNELS = ("auto", "linear", "rbf")
+RBF_ROWS, RBF_CLASSES = 20_000, 100
+# rows of one decision product: every block is cut into these
+_TILE = 64
+
+
+class StreamingSVC(ClassifierMixin, BaseEstimator):
+    """Support vector classifier for rows of any number.
+
+    Rows are multiplied by `scale_` = 1 / sqrt(mean squared row norm), so that `C` and `gamma` mean the same on every data set.
+
+    Parameters
+    ----------
+    kernel : {"auto", "rbf", "linear"}
+        `"rbf"`: libsvm's exact one-against-one SVM, up to 20,000 rows and 100 classes. `"linear"`: exact one-against-rest SVM
+        with squared hinge loss and regularised intercept, as `LinearSVC(dual=False)` on the scaled rows, streamed; memory does
+        not grow with rows. `"auto"`: rbf within its limits, else linear.
+    C : float or "auto"
+        Weight of the loss. `"auto"`: chosen on held-out rows.
+    gamma : float, "scale" or "auto"
+        Of the RBF kernel exp(-gamma |x - z|^2) of scaled rows. `"scale"`: scikit-learn's 1 / (n_features * X.var()) of rows as
+        given. `"auto"`: chosen on held-out rows.
+    class_weight : None, "balanced" or dict
+        Weight of each row by its class. (`LinearSVC` weighs only the rows of the class that is told from the rest.)
+    tol : float
+        Of the linear solver, see `streamcnn.newton.solve`. libsvm runs with its 1e-3.
+    max_iter : int
+        Passes of the linear solver over the rows at most.
+    cache_size : float
+        MiB of libsvm's kernel cache.
+    n_jobs : int or None
+        BLAS threads; part of what fixes the last bits.
+    random_state : int, RandomState or None
+        Seed of the hash that picks the sample on which C and gamma are chosen; None is 0.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    kernel_ : str
+    C_, gamma_, scale_ : float
+        `gamma_` is for scaled rows, NaN with the linear kernel.
+    selection_ : dict
+        Accuracy on held-out rows of each C (linear) or (C, gamma) (rbf) tried; empty when given or when a class has fewer than
+        5 rows in the sample: then C = 1 (linear) or C = 10, gamma = 1 (rbf).
+    coef_, intercept_ : ndarray of shape (n_planes, n_features) and (n_planes,)
+        Linear, for rows as given: decision = X @ coef_.T + intercept_.
+    support_vectors_, dual_coef_, intercept_, n_support_ : ndarray
+        RBF, laid out as scikit-learn's; support vectors are scaled rows.
+    n_iter_ : ndarray of int
+        Passes of each plane, or libsvm's iterations of each pair.
+    n_features_in_, n_jobs_ : int
+
+    Notes
+    -----
+    Two classes have one decision, positive for `classes_[1]`. More: RBF has votes plus squashed confidence as scikit-learn's
+    `decision_function_shape="ovr"`, and `predict` is its argmax, so equal votes are settled by confidence (as `SVC` does only with
+    `break_ties=True`); linear has one plane per class, in the order of `classes_`, and equal decisions go to the first.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> StreamingSVC(C=10, gamma=1).fit(X, y).score(X, y) > 0.95
+    True
+    """
+
+    def __init__(
+        self,
+        kernel="auto",
+        C="auto",
+        gamma="auto",
+        class_weight=None,
+        tol=1e-6,
+        max_iter=100,
+        cache_size=200,
+        n_jobs=None,
+        random_state=None,
+    ):
+        self.kernel = kernel
+        self.C = C
+        self.gamma = gamma
+        self.class_weight = class_weight
+        self.tol = tol
+        self.max_iter = max_iter
+        self.cache_size = cache_size
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    def fit(self, X, y=None):
+        """Train on all rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features), Rows, or re-iterable of batches (rows, labels)
+            Read once for their size, once for the sample where C or gamma is chosen, then once (rbf) or once per pass.
+        y : array-like of shape (n,)
+            Labels; None for batches, which bring them.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        DataError
+            For NaN or infinity, a single class, or labels that do not match the rows.
+        ParameterError
+            For a parameter out of range, or `"rbf"` beyond its limits.
+        """
+        self._check_parameters()
+        source: Any
+        if is_rows(X) or is_batches(X):
+            source, dtype = open_rows(self, X, reset=True)
+        else:
+            X, y = validate_data(self, X, y, dtype="numeric", ensure_all_finite=False)
+            source, dtype = ArrayRows(X), working_dtype(X.dtype)
+        with limit_blas(self.n_jobs_):
+            n_rows, mean_square, variance = row_sizes(source, dtype)
+            y = self._labels(source, y, n_rows)
+            check_classification_targets(y)
+            classes, codes = np.unique(y, return_inverse=True)
+            if len(classes) < 2:
+                raise DataError(f"y must hold at least 2 classes, got 1 class: {classes[0]!r}")
+            weights = compute_class_weight(self.class_weight, classes=classes, y=y)
+            kernel = resolve_kernel(self.kernel, n_rows, len(classes))
+            scale = 1 / np.sqrt(mean_square) if mean_square > 0 else 1.0
+            problem = LinearProblem(source, dtype, float(scale), codes.reshape(-1).astype(np.int32), np.asarray(weights, np.float64))
+            gamma = None if isinstance(self.gamma, str) else float(self.gamma)
+            if isinstance(self.gamma, str) and self.gamma == "scale":
+                gamma = 1 / (source.n_features * variance * scale**2) if variance > 0 else 1.0
+            C = None if isinstance(self.C, str) else float(self.C)
+            C, gamma, tried = select(kernel, C, gamma, problem, self._seed(), self.max_iter, self.cache_size, self._codes_of)
+            machine: RbfMachine | LinearMachine
+            if kernel == "rbf":
+                rows = gather(source, np.arange(n_rows), dtype, np.float64)
+                rows *= problem.scale
+                machine, n_iter = RbfMachine.fit(rows, problem.codes, problem.row_weights, C, gamma, problem.scale, self.cache_size)
+            else:
+                solution = solve(problem, C, self.tol, self.max_iter)
+                machine, n_iter, gamma = problem.machine(solution), solution.n_passes, float("nan")
+                if not solution.converged.all():
+                    warnings.warn(
+                        f"the linear SVM has not converged in max_iter={self.max_iter} passes for {np.sum(~solution.converged)} of "
+                        f"{len(solution.converged)} planes; raise max_iter or tol, or lower C",
+                        ConvergenceWarning,
+                        stacklevel=2,
+                    )
+        self.classes_, self.kernel_, self.scale_, self.C_, self.gamma_ = classes, kernel, problem.scale, C, gamma
+        self.selection_, self.n_iter_ = tried, n_iter
+        self._take(machine)
+        return self
+
+    def _check_parameters(self) -> None:
+        if self.kernel not in KERNELS:
+            raise ParameterError(f"kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
+        for name, value, words in (("C", self.C, ("auto",)), ("gamma", self.gamma, ("auto", "scale")), ("tol", self.tol, ())):
+            number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+            if not (value in words if isinstance(value, str) else number and 0 < value < np.inf):
+                wanted = " or ".join(["a positive number", *(f'"{word}"' for word in words)])
+                raise ParameterError(f"{name} must be {wanted}, got {value!r}")
+        if not isinstance(self.max_iter, (int, np.integer)) or isinstance(self.max_iter, bool) or self.max_iter < 1:
+            raise ParameterError(f"max_iter must be a whole number of at least 1, got {self.max_iter!r}")
+        if not isinstance(self.cache_size, (int, float, np.number)) or not 0 < self.cache_size < np.inf:
+            raise ParameterError(f"cache_size must be a positive number of MiB, got {self.cache_size!r}")
+        self.n_jobs_ = resolve_n_jobs(self.n_jobs)
+
+    def _seed(self) -> int:
+        if isinstance(self.random_state, np.random.RandomState):
+            return int(self.random_state.randint(2**31))
+        if self.random_state is None or (isinstance(self.random_state, (int, np.integer)) and self.random_state >= 0):
+            return int(self.random_state or 0)
+        raise ParameterError(f"random_state must be None, a whole number >= 0 or a RandomState, got {self.random_state!r}")
+
+    @staticmethod
+    def _labels(source, y, n_rows: int) -> np.ndarray:
+        if isinstance(source, Batches) and y is None:
+            if not source.labels:
+                raise DataError("batches must be (rows, labels), or y must be given, got rows alone")
+            y = np.concatenate(source.labels)
+        if y is None:
+            raise DataError("StreamingSVC requires y to be passed, but the target y is None")
+        y = column_or_1d(y, warn=True)
+        if len(y) != n_rows:
+            raise DataError(f"y must have one label for each of {n_rows} rows, got {len(y)}")
+        return y
+
+    def _take(self, machine: RbfMachine | LinearMachine) -> None:
+        """Make `machine` the fitted one and show its arrays under scikit-learn's names."""
+        for name in ("coef_", "intercept_", "support_vectors_", "dual_coef_", "n_support_"):
+            self.__dict__.pop(name, None)
+        self._machine = machine
+        if isinstance(machine, LinearMachine):
+            self.coef_, self.intercept_ = machine.coef, machine.intercept
+        else:
+            self.support_vectors_, self.dual_coef_ = machine.support_vectors, machine.dual_coef
+            self.intercept_, self.n_support_ = machine.intercept, machine.n_support
+
+    # -- use -----------------------------------------------------------------------------------------------------------
+    def decision_function(self, X):
+        """Decisions of each row: (n,) for two classes, else (n, n_classes), float64.
+
+        `X` is an array, `Rows` or a re-iterable of batches. The same row has the same bits in any company.
+        """
+        check_is_fitted(self, "_machine")
+        source, dtype = open_rows(self, X, reset=False)
+        block = np.empty((block_rows(source.n_features), source.n_features), dtype)
+        with limit_blas(self.n_jobs_):
+            parts = [self.decide_block(block[:n_valid]) for _, n_valid in blocks_of(source, block)]
+        return np.concatenate(parts)
+
+    def predict(self, X):
+        """Class of each row: (n,), as `classes_`."""
+        decisions = self.decision_function(X)
+        return self.classes_[_to_codes(decisions)]
+
+    def decide_block(self, block: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Decisions of one block, for pipelines: no checks, no limit on BLAS threads.
+
+        Parameters
+        ----------
+        block : ndarray of shape (rows, n_features)
+            Computed 64 rows at a time, the last ones zero-padded, so that a row's bits do not depend on the size of blocks, as
+            long as they begin at multiples of 64.
+        out : ndarray, optional
+            float64 (rows,) for two classes, else (rows, n_classes).
+
+        Returns
+        -------
+        out
+        """
+        return _decide(self._machine, block, out)
+
+    @staticmethod
+    def _codes_of(machine, rows: np.ndarray) -> np.ndarray:
+        return _to_codes(_decide(machine, rows))
+
+    # -- keep ----------------------------------------------------------------------------------------------------------
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """What `predict` needs and what was chosen, as arrays without objects."""
+        check_is_fitted(self, "_machine")
+        tried = [(*(key if isinstance(key, tuple) else (key, np.nan)), value) for key, value in self.selection_.items()]
+        names = ("coef_", "intercept_") if self.kernel_ == "linear" else ("support_vectors_", "dual_coef_", "intercept_", "n_support_")
+        return {name: getattr(self, name) for name in names} | {
+            "classes_": self.classes_,
+            "n_iter_": self.n_iter_,
+            "chosen": np.array([self.C_, self.gamma_, self.scale_]),
+            "selection_": np.array(tried, np.float64).reshape(-1, 3),
+            "header": np.array([KERNELS.index(self.kernel_), self.n_features_in_, self.n_jobs_], np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays) -> "StreamingSVC":
+        """The estimator that `to_arrays` described.
+
+        Raises
+        ------
+        DataError
+            When arrays are missing or do not fit together.
+        """
+        try:
+            code, d, n_jobs = (int(value) for value in np.asarray(arrays["header"]).reshape(3))
+            kernel, classes, intercept = KERNELS[code], np.asarray(arrays["classes_"]), np.asarray(arrays["intercept_"], np.float64)
+            C, gamma, scale = (float(value) for value in np.asarray(arrays["chosen"]).reshape(3))
+            n = len(classes)
+            machine: RbfMachine | LinearMachine
+            if kernel == "linear":
+                coef = np.asarray(arrays["coef_"], np.float64)
+                fits = coef.shape == (1 if n == 2 else n, d) and intercept.shape == (len(coef),)
+                machine = LinearMachine(coef, intercept)
+            else:
+                vectors, dual = np.asarray(arrays["support_vectors_"], np.float64), np.asarray(arrays["dual_coef_"], np.float64)
+                n_support = np.asarray(arrays["n_support_"], np.int64)
+                fits = vectors.shape == (n_support.sum(), d) and dual.shape == (n - 1, len(vectors)) and len(n_support) == n
+                fits = fits and intercept.shape == (n * (n - 1) // 2,) and bool((n_support >= 0).all())
+                machine = RbfMachine(gamma, scale, vectors, dual, intercept, n_support)
+            tried = np.asarray(arrays["selection_"], np.float64).reshape(-1, 3).tolist()
+            n_iter = np.asarray(arrays["n_iter_"])
+        except KeyError as error:
+            raise DataError(f"a saved StreamingSVC must hold the array {error}; save it again") from None
+        if not fits or classes.ndim != 1 or n < 2 or kernel == "auto":
+            raise DataError("a saved StreamingSVC has arrays that do not fit together; save it again")
+        svc = cls(kernel=kernel, C=C, gamma=gamma if kernel == "rbf" else "auto", n_jobs=n_jobs)
+        svc.classes_, svc.kernel_, svc.scale_, svc.C_, svc.gamma_ = classes, kernel, scale, C, gamma
+        svc.n_features_in_, svc.n_jobs_, svc.n_iter_ = d, n_jobs, n_iter
+        svc.selection_ = {(c if kernel == "linear" else (c, g)): accuracy for c, g, accuracy in tried}
+        svc._take(machine)
+        return svc
+
+
+def _decide(machine: RbfMachine | LinearMachine, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    columns = machine.n_outputs
+    if out is None:
+        out = np.empty(len(rows) if columns == 1 else (len(rows), columns))
+    tile, result, table = np.zeros((_TILE, rows.shape[1])), np.empty((_TILE, columns)), out.reshape(len(rows), columns)
+    for start in range(0, len(rows), _TILE):
+        n_valid = min(_TILE, len(rows) - start)
+        tile[:n_valid], tile[n_valid:] = rows[start : start + n_valid], 0
+        machine.decide(tile, result)
+        table[start : start + n_valid] = result[:n_valid]
+    return out
+
+
+def _to_codes(decisions: np.ndarray) -> np.ndarray:
+    return (decisions > 0).astype(np.intp) if decisions.ndim == 1 else decisions.argmax(axis=1)
+
+
+def resolve_kernel(kernel: str, n_rows: int, n_classes: int) -> str:
+    """What `kernel="auto"` means for these sizes.
+
+    Raises
+    ------
+    ParameterError
+        For an unknown kernel, or `"rbf"` beyond 20,000 rows or 100 classes.
+    """
+    if kernel not in KERNELS:
+        raise ParameterError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+    small = n_rows <= RBF_ROWS and n_classes <= RBF_CLASSES
+    if kernel == "rbf" and not small:
+        raise ParameterError(
+            f'kernel="rbf" takes at most {RBF_ROWS} rows and {RBF_CLASSES} classes, got {n_rows} rows and {n_classes} classes; use '
+            'kernel="linear" or "auto"'
+        )
+    return kernel if kernel != "auto" else "rbf" if small else "linear"
+
+
+def svm_bytes(
+    kernel: str, n_rows: int, n_features: int, n_classes: int, cache_bytes: int = 200 << 20, itemsize: int = 4, label_bytes: int = 8
+) -> dict[str, int]:
+    """Bytes of each buffer of `StreamingSVC.fit`, C and gamma being chosen, what the source of the rows holds left out.
+
+    Parameters
+    ----------
+    kernel : {"auto", "linear", "rbf"}
+    n_rows, n_features, n_classes : int
+    cache_bytes : int
+        libsvm's kernel cache, of which it never uses more than 4 n^2.
+    itemsize, label_bytes : int
+        Of the rows and of a label.
+    """
+    kernel, k = resolve_kernel(kernel, n_rows, n_classes), n_features
+    sample = min(n_rows, sample_rows(kernel, k))
+    tile = 8 * _TILE * (k + n_classes)
+    claims = {"labels": (3 * label_bytes + 12) * n_rows, "row block": block_rows(k) * k * itemsize, "sample": 2 * sample * k * itemsize}
+    if kernel == "rbf":
+        return claims | {
+            "float64 rows": 8 * n_rows * k,
+            # one pointer, index and length for each row, and one more set for the pair being solved
+            "libsvm rows": 2 * 24 * n_rows,
+            "kernel cache": min(cache_bytes, 4 * n_rows * n_rows),
+            "support vectors": 8 * n_rows * (k + n_classes),
+            "decisions": tile + 8 * _TILE * (1024 + n_classes * n_classes),
+        }
+    group, k1 = group_size(k, n_classes if n_classes > 2 else 1), k + 1
+    return claims | {
+        "scaled blocks": 2 * block_rows(k) * k1 * itemsize,
+        "margins": 3 * group * block_rows(k) * itemsize,
+        "Hessians": 8 * group * k1 * k1,
+        "block product and factor": (itemsize + 16) * k1 * k1,
+        "planes": 8 * 8 * n_classes * k1,
+        "decisions": tile,
+    }

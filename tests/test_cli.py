@@ -1,0 +1,245 @@
+"""The command line as a user types it: each test runs the real program in its own process."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from streamcnn import load_model
+from streamcnn.commands import RESULT_KEYS
+
+FIT = ["--memory-limit", "1GiB", "--seed", "3"]
+
+
+def run(*arguments, code=0, cwd=None):
+    """Run streamcnn; returns what it printed, and checks the exit code and that an error is one line without a traceback."""
+    done = subprocess.run([sys.executable, "-m", "streamcnn", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def result(done):
+    """The one JSON object on standard output."""
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digits):
+    """A tree of digits, a test tree, and a model fitted on the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    images, labels = digits
+    for name, rows in (("train", range(400)), ("test", range(400, 600))):
+        for row in rows:
+            (folder / name / str(labels[row])).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[row, :, :, 0]).save(folder / name / str(labels[row]) / f"{row:04d}.png")
+    done = run("fit", folder / "train", "--model", folder / "m.h5", "--test", folder / "test", *FIT, "--json")
+    return folder, result(done), done
+
+
+def test_fit_reports_every_key(trained):
+    """fit --json prints every agreed key, keeps no store, and people see bars and the peak."""
+    folder, report, done = trained
+    assert set(RESULT_KEYS) <= set(report)
+    assert report["accuracy"] > 0.85
+    assert (report["n_train"], report["n_test"], report["preset"], report["seed"]) == (400, 200, "fast", 3)
+    assert report["peak_rss_bytes"] <= report["planned_peak_bytes"] <= report["memory_limit_bytes"] == 1 << 30
+    assert report["data_bytes"] == 400 * 64
+    assert set(report["stage_seconds"]) == {"filters", "extract", "pca", "project", "svm", "evaluate"}
+    assert report["store_bytes"] is None
+    assert sorted(p.name for p in folder.iterdir()) == ["m.h5", "test", "train"]
+    assert "extract" in done.stderr
+    assert "peak memory" in done.stderr
+
+
+def test_predict_and_evaluate_agree_with_fit_to_the_last_label(trained, tmp_path):
+    """The saved model predicts exactly what fit --test counted."""
+    folder, report, _ = trained
+    evaluated = result(run("evaluate", folder / "m.h5", folder / "test", "--json"))
+    assert evaluated["accuracy"] == report["accuracy"]
+    assert evaluated["confusion"] == report["confusion"]
+    run("predict", folder / "m.h5", folder / "test", "--output", tmp_path / "p.csv")
+    with (tmp_path / "p.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["index", "path", "label", "score"]
+    assert [int(row["index"]) for row in rows] == list(range(200))
+    assert np.mean([row["path"].split("/")[0] == row["label"] for row in rows]) == report["accuracy"]
+
+
+def test_predict_takes_one_image_a_flat_folder_and_arrays(trained, tmp_path, digits):
+    """All three give the label the tree gave, on standard output as CSV."""
+    folder, _, _ = trained
+    image = sorted((folder / "test" / "7").iterdir())[0]
+    row = int(image.stem)
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / image.name).write_bytes(image.read_bytes())
+    np.save(tmp_path / "a.npy", digits[0][row : row + 1])
+    lines = [run("predict", folder / "m.h5", data).stdout.splitlines() for data in (image, tmp_path / "flat", tmp_path / "a.npy")]
+    assert {line[0] for line in lines} == {"index,path,label,score"}
+    assert len({tuple(line[1].split(",")[2:]) for line in lines}) == 1
+
+
+def test_the_same_rows_give_the_identical_model_from_any_container(trained, tmp_path):
+    """Tree, HDF5, npz and npy of the same rows in the same order: the same arrays."""
+    folder, _, _ = trained
+    files = sorted((folder / "train").rglob("*.png"), key=lambda p: (p.parent.name, p.name))
+    images = np.stack([np.asarray(Image.open(p)) for p in files])[..., None]
+    labels = np.array([int(p.parent.name) for p in files])
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file["images"], file["labels"] = images, labels
+    np.savez(tmp_path / "d.npz", X=images, y=labels)
+    np.save(tmp_path / "d.npy", images)
+    np.save(tmp_path / "d_labels.npy", labels)
+    expected = load_model(folder / "m.h5").to_arrays()
+    for name in ("d.h5", "d.npz", "d.npy"):
+        run("fit", tmp_path / name, "--model", tmp_path / "m.h5", *FIT)
+        arrays = load_model(tmp_path / "m.h5").to_arrays()
+        assert arrays.keys() == expected.keys()
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(array, expected[key])
+
+
+def test_store_is_kept_verified_described_and_reused(trained, tmp_path):
+    """--store keeps the work; verify, info and a second fit read it."""
+    folder, _, _ = trained
+    fit = ["fit", folder / "train", "--store", tmp_path / "s", *FIT, "--json"]
+    first = result(run(*fit, "--model", tmp_path / "a.h5"))
+    second = result(run(*fit, "--model", tmp_path / "b.h5", "--C", "3"))
+    assert first["store_bytes"] > 0
+    assert (first["resumed"], second["resumed"]) == (False, True)
+    assert second["reused"] == ["filters", "extract", "pca", "project"]
+    assert result(run("verify", tmp_path / "s", "--json"))["ok"] is True
+    assert result(run("verify", tmp_path / "a.h5", "--json"))["ok"] is True
+    info = result(run("info", tmp_path / "s", "--json"))
+    assert (info["n_rows"], info["stages"]) == (400, ["filters", "extract", "pca", "project", "svm"])
+    assert result(run("info", tmp_path / "a.h5", "--json"))["image_shape"] == [8, 8, 1]
+    assert (tmp_path / "s" / "memory.csv").read_text().startswith("seconds,stage,resident_bytes")
+    with h5py.File(tmp_path / "s" / "features.h5") as file:
+        assert file["features"].shape[0] == 400
+    shard = tmp_path / "s" / "features" / "00000.h5"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert "features/00000.h5" in run("verify", tmp_path / "s", code=1).stderr
+
+
+def test_plan_runs_nothing_and_shows_the_table(trained):
+    """plan prints stages, chunk size and peak, and refuses a limit that cannot hold with the smallest that would."""
+    folder, _, _ = trained
+    plan = result(run("plan", folder / "train", *FIT, "--json"))
+    assert [stage["name"] for stage in plan["stages"]] == ["filters", "extract", "pca", "project", "svm"]
+    assert plan["planned_peak_bytes"] <= plan["memory_limit_bytes"]
+    refused = run("plan", folder / "train", "--memory-limit", "100MiB", code=1).stderr
+    assert "memory_limit of 100.0 MiB is too small" in refused
+    assert "already in use" in refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["fit", "{none}", "--model", "{out}"], "no such file or folder"),
+        (["fit", "{empty}", "--model", "{out}"], "no image"),
+        (["fit", "{one}", "--model", "{out}"], "at least 2 classes are needed"),
+        (["fit", "{textpng}", "--model", "{out}"], "fake.png"),
+        (["fit", "{cut}", "--model", "{out}"], "cut.jpg"),
+        (["fit", "{nan}", "--model", "{out}"], "NaN"),
+        (["fit", "{short}", "--model", "{out}"], "labels"),
+        (["fit", "{train}", "--model", "{out}", "--n-components", "5000"], "n_components must be at most"),
+        (["fit", "{train}", "--model", "{out}", "--preset", "best"], "preset must be one of fast, lee2017, got 'best'"),
+        (["fit", "{train}", "--model", "{out}", "--preset", "lee2017"], "layer 2: kernel_size of 5 x 5 is larger than the 2 x 2"),
+        (["fit", "{train}", "--model", "{out}", "--memory-limit", "12 bananas"], "memory_limit must be a positive number"),
+        (["fit", "{train}", "--model", "{nodir}/m.h5"], "does not exist; create it first"),
+        (["predict", "{text}", "{train}"], "is not a streamcnn-model file"),
+        (["predict", "{model}", "{wide}"], "images must be 8 x 8 x 1"),
+        (["evaluate", "{model}", "{none}"], "no such file or folder"),
+        (["verify", "{none}"], "no such file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(trained, tmp_path, arguments, text):
+    """Each kind of bad input: exit code 1, one line that says what is wrong, no model, no store, no temporary file."""
+    folder, _, _ = trained
+    data = tmp_path / "data"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8), dtype=np.uint8))
+    for tree, classes in (("one", ["a"]), ("textpng", ["a", "b"]), ("cut", ["a", "b"])):
+        for name in classes:
+            (data / tree / name).mkdir(parents=True)
+            for i in range(3):
+                image.save(data / tree / name / f"{i}.png")
+    (data / "empty").mkdir()
+    (data / "textpng" / "b" / "fake.png").write_text("I am no image")
+    image.save(data / "whole.jpg")
+    whole = (data / "whole.jpg").read_bytes()
+    (data / "cut" / "b" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    pixels = np.zeros((6, 8, 8), np.float32)
+    pixels[4, 2, 2] = np.nan
+    np.savez(data / "nan.npz", images=pixels, labels=[0, 1] * 3)
+    np.savez(data / "short.npz", images=np.zeros((6, 8, 8), np.uint8), labels=[0, 1])
+    np.savez(data / "wide.npz", images=np.zeros((6, 8, 9), np.uint8), labels=[0, 1] * 3)
+    (data / "text.h5").write_text("hello")
+    (tmp_path / "out").mkdir()
+    places = {"none": data / "none", "empty": data / "empty", "one": data / "one", "textpng": data / "textpng", "cut": data / "cut"}
+    places |= {"nan": data / "nan.npz", "short": data / "short.npz", "wide": data / "wide.npz", "text": data / "text.h5"}
+    places |= {"train": folder / "train", "model": folder / "m.h5", "out": tmp_path / "out" / "m.h5", "nodir": tmp_path / "nowhere"}
+    done = run(*[argument.format(**places) for argument in arguments], code=1)
+    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("streamcnn: ")]
+    assert len(lines) == 1
+    assert text in lines[0]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_bad_files_can_be_skipped(tmp_path, digits):
+    """--skip-bad leaves unreadable files out, up to 1 %, and lists them."""
+    images, labels = digits
+    for row in range(120):
+        (tmp_path / "t" / str(labels[row])).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[row, :, :, 0]).save(tmp_path / "t" / str(labels[row]) / f"{row}.png")
+    (tmp_path / "t" / "3" / "zz.png").write_text("no image")
+    fit = ["fit", tmp_path / "t", "--model", tmp_path / "m.h5", "--store", tmp_path / "s", *FIT, "--json"]
+    assert "zz.png" in run(*fit, code=1).stderr
+    for again in (False, True):
+        report = result(run(*fit, "--skip-bad"))
+        assert report["n_train"] == 120
+        assert [name for name, _ in report["skipped"]] == ["3/zz.png"]
+        assert report["reused"] == (["filters", "extract", "pca", "project", "svm"] if again else [])
+
+
+def test_usage_errors_are_exit_code_2(trained):
+    """Unknown commands, missing arguments and shortened flags are usage errors."""
+    folder, _, _ = trained
+    for arguments in (["fit"], ["dance"], ["fit", folder / "train", "--mod", "x.h5"], []):
+        run(*arguments, code=2)
+    assert run("--version").stdout.startswith("streamcnn ")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a Windows console interrupt reaches the whole process group, the test included")
+def test_interrupted_fit_resumes_to_the_same_bits(tmp_path):
+    """Ctrl-C leaves exit code 130 and a store; --resume finishes with the model of an uninterrupted run."""
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file["images"] = rng.integers(0, 256, (30_000, 32, 32, 1), dtype=np.uint8)
+        file["labels"] = np.arange(30_000) % 2
+    fit = ["fit", tmp_path / "d.h5", "--kernel", "linear", "--C", "0.1", *FIT]
+    run(*fit, "--model", tmp_path / "whole.h5")
+    arguments = [*fit, "--model", tmp_path / "m.h5"]
+    child = subprocess.Popen([sys.executable, "-m", "streamcnn", *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    shards = tmp_path / "m.h5.store" / "features"
+    deadline = time.monotonic() + 120
+    while not list(shards.glob("0*.h5")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 130, errors
+    assert "--resume continues" in errors
+    assert not list((tmp_path / "m.h5.store").rglob("*.tmp"))
+    assert not (tmp_path / "m.h5").exists()
+    resumed = result(run(*arguments, "--resume", "--json"))
+    assert resumed["resumed"] is True
+    for name, array in load_model(tmp_path / "whole.h5").to_arrays().items():
+        np.testing.assert_array_equal(load_model(tmp_path / "m.h5").to_arrays()[name], array)
