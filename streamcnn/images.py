@@ -93,16 +93,14 @@ class FolderSource(ImageSource):
         self._leave_out(bad)
 
     def _probe(self, names: list[str], tolerated: set[str], max_pixels: int) -> dict[int, Header]:
-        """Headers by row, of files spread evenly; when none of them has one, of the first file that has.
+        """Headers by row, of up to 64 files spread evenly.
 
         Files known as bad are asked too, and may fail, so that a run that is told of them decides as the run that found them.
         """
         headers: dict[int, Header] = {}
         failure: Exception | None = None
         spread = _spread(len(names))
-        for asked, row in enumerate([*spread, *range(len(names))]):
-            if headers and asked >= len(spread):
-                break
+        for row in spread:
             try:
                 headers[row] = read_header(self._root / names[row], max_pixels)
             except (FileError, DataError) as error:
@@ -110,7 +108,7 @@ class FolderSource(ImageSource):
                 if names[row] not in tolerated:
                     raise
         if not headers:
-            raise DataError(f"{self._root}: none of the {len(names)} files can be read, the first reason: {failure}")
+            raise DataError(f"{self._root}: none of {len(spread)} files asked of {len(names)} can be read, the last reason: {failure}")
         return headers
 
     def _largest_file(self, names: list[str], tolerated: set[str], max_pixels: int) -> int:
@@ -179,9 +177,9 @@ class FolderSource(ImageSource):
         return self._names[row]
 
     def _scratch(self, chunk_size):
-        # per pixel: decoded RGBA, a white one to lay it on, and RGB with its copy as an array; or three float32 copies
+        # Pillow holds 4 bytes per pixel: at most decoded, as RGBA, white, laid on white, as RGB, and twice 3 on the way to NumPy
         resized = self.row_values * (4 if self._decoder.bits > 8 else 2)
-        return {"names": self._names_bytes, "decoded file": 16 * self._largest + resized}
+        return {"names": self._names_bytes, "decoded file": 28 * self._largest + resized}
 
     def _identity(self):
         # not the number of samples: which files are bad does not change what the folder is

@@ -17,6 +17,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from streamcnn.rowinput import Batches, blocks_of
 from streamcnn.rows import Rows, block_rows
+from streamcnn.threads import limit_blas
 
 # Hessians held at a time; classes beyond are solved afterwards, in passes of their own
 _HESSIANS = 64 << 20
@@ -134,9 +135,11 @@ def solve(problem: LinearProblem, C: float, tol: float, max_iter: int, start: Li
     k, positive = problem.source.n_features, problem.positive
     size = group_size(k, len(positive))
     parts = []
-    for first in range(0, len(positive), size):
-        group = slice(first, min(first + size, len(positive)))
-        parts.append(_solve_group(problem, positive[group], C, tol, max_iter, start, group))
+    # products of this size are too short for BLAS's own threads: with two, 200 features took 2 to 3.5 times as long as with one
+    with limit_blas(1):
+        for first in range(0, len(positive), size):
+            group = slice(first, min(first + size, len(positive)))
+            parts.append(_solve_group(problem, positive[group], C, tol, max_iter, start, group))
     fields = ("weights", "objective", "n_passes", "converged", "start_gradient")
     return LinearSolution(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 

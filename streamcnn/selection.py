@@ -18,7 +18,8 @@ DEFAULTS = {"linear": (1.0, float("nan")), "rbf": (10.0, 1.0)}
 _SAMPLE = {"linear": 20_000, "rbf": 4_000}
 _SAMPLE_BYTES = 64 << 20
 _FEWEST = 5
-_SELECTION_TOL = 1e-3
+# enough to tell two values of C apart; a large C on rows that a plane separates may take many more passes than it is worth
+_SELECTION_TOL, _SELECTION_PASSES = 1e-3, 30
 _CHUNK = 1 << 18
 
 
@@ -116,7 +117,7 @@ def select(
         part = LinearProblem(ArrayRows(kept), problem.dtype, problem.scale, codes[~held_out], problem.row_weights)
         solution: LinearSolution | None = None
         for value in LINEAR_C:
-            solution = solve(part, value, _SELECTION_TOL, max_iter, start=solution)
+            solution = solve(part, value, _SELECTION_TOL, min(max_iter, _SELECTION_PASSES), start=solution)
             tried[value] = accuracy(problem.machine(solution))
         return max(tried, key=lambda c: (tried[c], -c)), chosen[1], tried
 

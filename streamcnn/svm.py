@@ -360,10 +360,11 @@ def svm_bytes(
     kernel, k = resolve_kernel(kernel, n_rows, n_classes), n_features
     sample = min(n_rows, sample_rows(kernel, k))
     tile = 8 * _TILE * (k + n_classes)
-    claims = {"labels": (3 * label_bytes + 12) * n_rows, "row block": block_rows(k) * k * itemsize, "sample": 2 * sample * k * itemsize}
+    claims = {"labels": (3 * label_bytes + 12) * n_rows, "row block": block_rows(k) * k * itemsize}
     if kernel == "rbf":
         return claims | {
-            "float64 rows": 8 * n_rows * k,
+            # the sample is gone before all rows are read
+            "float64 rows": max(8 * n_rows, (2 * itemsize + 16) * sample) * k,
             # one pointer, index and length for each row, and one more set for the pair being solved
             "libsvm rows": 2 * 24 * n_rows,
             "kernel cache": min(cache_bytes, 4 * n_rows * n_rows),
@@ -372,6 +373,7 @@ def svm_bytes(
         }
     group, k1 = group_size(k, n_classes if n_classes > 2 else 1), k + 1
     return claims | {
+        "sample": 2 * sample * k * itemsize,
         "scaled blocks": 2 * block_rows(k) * k1 * itemsize,
         "margins": 3 * group * block_rows(k) * itemsize,
         "Hessians": 8 * group * k1 * k1,

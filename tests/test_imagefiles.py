@@ -441,6 +441,16 @@ def test_skipping_bad_files(tmp_path):
     assert given.classes_[given.labels][:3].tolist() == [1, 2, 3]
 
 
+def test_fingerprint_does_not_depend_on_bad_files(tmp_path):
+    """The folder is the same whether bad files are looked for, known or not met yet."""
+    make_tree_with_bad_files(tmp_path, 200, bad={7})
+    prints = [
+        open_images(tmp_path, **options).fingerprint()
+        for options in ({}, {"on_error": "skip"}, {"known_bad": [("b/0007.png", "x")]}, {"known_bad": [("a/0008.png", "x")]})
+    ]
+    assert len(set(prints)) == 1
+
+
 def test_odd_files_are_skipped_too(tmp_path):
     """Files that read well but do not fit the others count as bad when skipping, so that reading never stops."""
     make_tree_with_bad_files(tmp_path, 300, bad=())
@@ -465,7 +475,7 @@ def test_folder_of_only_bad_files(tmp_path):
     """When no file can be read, skipping says so with the reason; leaving all out is refused."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a/1.png").write_text("no")
-    with pytest.raises(DataError, match=r"none of the 1 files can be read, the first reason: .*1\.png"):
+    with pytest.raises(DataError, match=r"none of 1 files asked of 1 can be read, the last reason: .*1\.png"):
         open_images(tmp_path, on_error="skip")
     save(tmp_path / "a/1.png")
     with pytest.raises(DataError, match="all 1 files are in known_bad"):

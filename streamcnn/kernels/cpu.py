@@ -309,8 +309,8 @@ def _log_worker(worker, n_workers, pixels, floats, table, out):
 
 
 def contrast_scratch(image_shape, window: int) -> int:
-    """float32 numbers of scratch per worker: two sums in float64 for each number of an image row, and `window` rows."""
-    return -(-(4 + window) * image_shape[1] * image_shape[2] // _LINE) * _LINE + _LINE
+    """float32 numbers of scratch per worker: four sums in float64 for each number of an image row, and `window` rows."""
+    return -(-(8 + window) * image_shape[1] * image_shape[2] // _LINE) * _LINE + _LINE
 
 
 def local_contrast(images, window: int, epsilon: float, scratch, out) -> None:
@@ -323,8 +323,8 @@ def local_contrast(images, window: int, epsilon: float, scratch, out) -> None:
 
     def work(worker):
         skip = -scratch[worker].ctypes.data // 4 % _LINE
-        sums = scratch[worker, skip : skip + 4 * row].view(np.float64)
-        rows = scratch[worker, skip + 4 * row : skip + (4 + window) * row]
+        sums = scratch[worker, skip : skip + 8 * row].view(np.float64).reshape(4, row)
+        rows = scratch[worker, skip + 8 * row : skip + (8 + window) * row]
         _contrast_worker(worker, len(scratch), *sources, sizes, float(epsilon), sums, rows, out.reshape(-1))
 
     run_workers(work, len(scratch))
@@ -339,13 +339,14 @@ def _contrast_worker(worker, n_workers, pixels, floats, sizes, epsilon, sums, ro
 
     Parameters
     ----------
-    sums : (2 W C,) float64
-        Sums and sums of squares of the window's rows.
+    sums : (4, W C) float64
+        Sums and sums of squares over the window's rows, then over the whole window.
     rows : (window W C,) float32
         Copies of those rows, row y at y % window, because `out` may be the images.
     """
     n, height, width, channels, half = sizes
     row, window = width * channels, 2 * half + 1
+    column, column_squares, box, box_squares = sums[0], sums[1], sums[2], sums[3]
     for image in range(n * worker // n_workers, n * (worker + 1) // n_workers):
         loaded = 0
         for y in range(height):
@@ -358,22 +359,34 @@ def _contrast_worker(worker, n_workers, pixels, floats, sizes, epsilon, sums, ro
             sums[:] = 0
             for other in range(top, bottom):
                 start = other % window * row
-                for i in range(row):
-                    value = np.float64(rows[start + i])
-                    sums[i] += value
-                    sums[row + i] += value * value
+                _add_moments(rows[start : start + row], column, column_squares)
+            # column after column for all pixels of the row at once: vectors instead of one long chain of sums
+            reach = min(half, width - 1)
+            for shift in range(-reach * channels, (reach + 1) * channels, channels):
+                start, stop = max(-shift, 0), row - max(shift, 0)
+                _add(column[start + shift : stop + shift], box[start:stop])
+                _add(column_squares[start + shift : stop + shift], box_squares[start:stop])
             to = (image * height + y) * row
             centre = y % window * row
             for x in range(width):
                 left, right = max(x - half, 0), min(x + half + 1, width)
                 count = (bottom - top) * (right - left)
-                for channel in range(channels):
-                    total = squares = 0.0
-                    for column in range(left, right):
-                        total += sums[column * channels + channel]
-                        squares += sums[row + column * channels + channel]
-                    mean = total / count
-                    variance = squares / count - mean * mean
+                for i in range(x * channels, (x + 1) * channels):
+                    mean = box[i] / count
+                    variance = box_squares[i] / count - mean * mean
                     deviation = 0.0 if variance < 0 else np.sqrt(variance)
-                    i = x * channels + channel
                     out[to + i] = np.float32((rows[centre + i] - mean) / (deviation + epsilon))
+
+
+@jit(cache=False)
+def _add_moments(x, total, squares):
+    for i in range(x.size):
+        value = np.float64(x[i])
+        total[i] += value
+        squares[i] += value * value
+
+
+@jit(cache=False)
+def _add(x, total):
+    for i in range(x.size):
+        total[i] += x[i]
