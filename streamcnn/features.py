@@ -44,5 +44,7 @@ class FeatureExtractor:
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         """Fill `out[:stop - start]` (float32) with rows `start` to `stop`."""
+        from streamcnn.kernels.half import widen
+
         for first, rows in self.chunks(start, stop):
-            out[first - start : first - start + len(rows)] = rows
+            widen(rows, out[first - start : first - start + len(rows)])

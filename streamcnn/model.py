@@ -93,12 +93,14 @@ class Model:
         (first row, decisions) : int, ndarray
             (m,) for two classes, positive for the second; (m, n_classes) for more.
         """
+        from streamcnn.kernels.half import widen  # numba is loaded by those who convolve only
+
         self.check_source(source)
         extractor = FeatureExtractor(source, self.network, self.feature_dtype, chunk_size, n_jobs, get_kernels(device))
         block = np.empty((PREDICT_BLOCK, self.network.n_features), np.float32)
         reduced = None if self.pca is None else np.empty((PREDICT_BLOCK, self.pca.n_components_), np.float32)
         with limit_blas(n_jobs):
-            for start, n_valid in recut((rows for _, rows in extractor.chunks(0, source.n_samples)), block):
+            for start, n_valid in recut((rows for _, rows in extractor.chunks(0, source.n_samples)), block, widen):
                 rows = block
                 if self.pca is not None:
                     self.pca.transform_block(block, reduced)

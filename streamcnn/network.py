@@ -6,7 +6,7 @@ order one on the data at hand.
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class ConvLayer:
     ----------
     n_filters : int
     kernel_size : int, (int, int) or "auto"
-        `"auto"` is 5, or the image's side where that is smaller.
+        `"auto"` is 7 for images of at least 48 pixels a side, else 5, or the image's side where that is smaller.
     stride, padding : int
         The same in both directions; padding is with zeros.
     filters : "discriminating" or "random"
@@ -138,7 +138,8 @@ def resolve_layer(layer: ConvLayer, in_shape: tuple[int, int, int]) -> Geometry:
     layer.check()
     height, width = (side + 2 * layer.padding for side in in_shape[:2])
     if layer.kernel_size == "auto":
-        kernel = (min(5, height), min(5, width))
+        side = 7 if min(in_shape[:2]) >= 48 else 5
+        kernel = (min(side, height), min(side, width))
     else:
         kernel = tuple(layer.kernel_size) if isinstance(layer.kernel_size, (tuple, list)) else (layer.kernel_size,) * 2
         if kernel[0] > height or kernel[1] > width:
@@ -344,17 +345,19 @@ def layer_from_dict(values: dict[str, Any]) -> ConvLayer:
 
 
 def round_features(rows: np.ndarray, out: np.ndarray) -> None:
-    """Write `rows` to `out` in its dtype; rounding is part of the model.
+    """Write float32 `rows` to `out` in its dtype, float16 or float32; rounding is part of the model.
 
     Raises
     ------
     DataError
         When a value does not fit (float16 ends at 65,504).
     """
-    with np.errstate(over="ignore"):
+    if out.dtype == np.float16:
+        from streamcnn.kernels.half import narrow  # numba is loaded by those who convolve only
+
+        fits = narrow(rows, out)
+    else:
         out[:] = rows
-    if not np.isfinite(out).all():
+        fits = bool(np.isfinite(out).all())
+    if not fits:
         raise DataError(f'features exceed the range of {out.dtype.name}: choose feature_dtype="float32", or a smaller gain')
-
-
-Progress = Callable[[int], None]

@@ -161,7 +161,7 @@ def resolve_components(n_components: Any, n_rows: int, n_features: int) -> int |
     if n_components is None:
         return None
     if n_components == "auto":
-        return min(200, most)
+        return min(256, most)
     if n_components > most:
         raise ParameterError(
             f"n_components must be at most min(images, features) = min({n_rows}, {n_features}) = {most}, got {n_components}: "

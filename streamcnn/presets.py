@@ -17,7 +17,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # One layer, pooled to at most 7 x 7, is two passes over the data with PCA; both signs of a response carry information,
     # and keeping them apart lets a linear classifier follow edges of either polarity.
     "fast": {
-        "layers": (ConvLayer(32, activation="split", pool="mean"),),
+        "layers": (ConvLayer(24, activation="split", pool="mean"),),
         "preprocess": (),
         "n_components": "auto",
         "pca_solver": "auto",

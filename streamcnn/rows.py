@@ -4,7 +4,7 @@ The same matrix product cut into other blocks has other last bits. So all linear
 rows that start at multiples of that number, the last one padded with zeros, however the rows arrive.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -53,17 +53,23 @@ def iter_blocks(rows: Rows, block: np.ndarray) -> Iterator[tuple[int, int]]:
         yield start, n_valid
 
 
-def recut(batches: Iterable[np.ndarray], block: np.ndarray) -> Iterator[tuple[int, int]]:
+def recut(
+    batches: Iterable[np.ndarray], block: np.ndarray, copy: Callable[[np.ndarray, np.ndarray], None] | None = None
+) -> Iterator[tuple[int, int]]:
     """Like `iter_blocks` for rows that arrive in batches of any size: the same blocks whatever the batches.
 
-    Each batch is (m, n_features); `block` is filled in turn and must be used before the next step.
+    Each batch is (m, n_features); `block` is filled in turn and must be used before the next step. `copy(source, target)` converts
+    rows on the way, where assignment would be slow.
     """
     size, start, filled = len(block), 0, 0
     for batch in batches:
         taken = 0
         while taken < len(batch):
             n = min(size - filled, len(batch) - taken)
-            block[filled : filled + n] = batch[taken : taken + n]
+            if copy is None:
+                block[filled : filled + n] = batch[taken : taken + n]
+            else:
+                copy(batch[taken : taken + n], block[filled : filled + n])
             filled, taken = filled + n, taken + n
             if filled == size:
                 yield start, size

@@ -115,6 +115,8 @@ class StoredRows:
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         """Fill `out[:stop - start]` (float32 (m, n_features)) with rows `start` to `stop`."""
+        from streamcnn.kernels.half import widen  # numba is loaded by those who read rows only
+
         for entry, first, last, place in self._pieces(start, stop):
             n = last - first
             target = out[place : place + n]
@@ -123,12 +125,12 @@ class StoredRows:
                 if item.dtype == out.dtype and target.flags.c_contiguous:
                     item.read_direct(target, np.s_[first:last])
                     continue
-                # HDF5's own conversion of float16 is many times slower than numpy's
+                # HDF5's own conversion of float16 is slower by far
                 if self._buffer.size < n * self.n_features or self._buffer.dtype != item.dtype:
                     self._buffer = np.empty(n * self.n_features, item.dtype)
                 half = self._buffer[: n * self.n_features].reshape(n, self.n_features)
                 item.read_direct(half, np.s_[first:last])
-                target[:] = half
+                widen(half, target)
             except (OSError, RuntimeError, KeyError, ValueError) as error:
                 if isinstance(error, StoreError):
                     raise

@@ -243,6 +243,8 @@ class FeatureStore:
         features = np.asarray(features)
         if features.ndim != 2 or features.dtype not in (np.float16, np.float32) or not len(features):
             raise DataError(f"features must be rows (m, n_features) of float16 or float32, got {features.shape} {features.dtype}")
+        if not np.isfinite(features).all():
+            raise DataError("features must be finite numbers, got NaN or infinity")
         if labels is not None and len(labels) != len(features):
             raise DataError(f"labels must be one per row: {len(features)} rows, {len(labels)} labels")
         there = self.shards("features")

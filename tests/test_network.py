@@ -30,7 +30,7 @@ def rows_of(network, images, chunk=16, threads=2, kernels=CPU):
     ("layer", "in_shape", "kernel", "rows", "cols", "out_shape"),
     [
         (ConvLayer(8), (32, 32, 3), (5, 5), range(0, 29, 4), range(0, 29, 4), (7, 7, 8)),
-        (ConvLayer(8, activation="split"), (64, 64, 1), (5, 5), range(0, 55, 9), range(0, 55, 9), (6, 6, 16)),
+        (ConvLayer(8, activation="split"), (64, 64, 1), (7, 7), range(0, 55, 9), range(0, 55, 9), (6, 6, 16)),
         (ConvLayer(8), (1, 10, 1), (1, 5), [0, 1], range(7), (1, 6, 8)),
         (ConvLayer(8), (1, 1, 1), (1, 1), [0, 1], [0, 1], (1, 1, 8)),
         (ConvLayer(8, 3, stride=2, padding=1, pool=None), (7, 5, 2), (3, 3), range(5), range(4), (4, 3, 8)),
@@ -149,10 +149,10 @@ def test_network_is_rebuilt_from_its_description():
 def test_values_beyond_float16_are_an_error_that_names_float32():
     """Rounding is part of the model; an overflow is not rounding."""
     out = np.empty(2, np.float16)
-    round_features(np.array([1.0002, -65000]), out)
+    round_features(np.array([1.0002, -65000], np.float32), out)
     assert out.tolist() == [1.0, -64992.0]
     with pytest.raises(DataError, match='feature_dtype="float32"'):
-        round_features(np.array([1, 70000.0]), out)
+        round_features(np.array([1, 70000.0], np.float32), out)
 
 
 def test_buffers_are_what_is_declared():

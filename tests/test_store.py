@@ -178,12 +178,14 @@ def test_a_shard_that_fails_half_way_leaves_no_trace(tmp_path):
         assert FeatureStore(tmp_path / "store").n_rows == 0
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
 def test_wrong_rows_are_refused(tmp_path):
     """append takes float16 or float32 rows of one width, with one label each."""
     with FeatureStore.create(tmp_path / "store") as store:
         store.append(ROWS, LABELS)
         for rows, labels, text in [
             (ROWS[:, :3], None, "must have 7 columns"),
+            (ROWS / np.float16(0), None, "finite"),
             (ROWS.astype(float), None, "float16 or float32"),
             (ROWS, LABELS[:3], "50 rows, 3 labels"),
         ]:
