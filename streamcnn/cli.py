@@ -101,13 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     parsed = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-    warnings.showwarning = _show_warning
     try:
         # numba and scikit-learn take a second to import, which --help should not
         from streamcnn import commands
+        from streamcnn.progress import interruptible
 
         command: Command = getattr(commands, parsed.command)
-        result = command(parsed)
+        with interruptible(), warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            result = command(parsed)
         if parsed.json:
             sys.stdout.write(json.dumps(result) + "\n")
     except StreamCNNError as error:

@@ -105,8 +105,8 @@ def filter_similarity(filters, other=None, similarity: str = "peak") -> np.ndarr
             sums = left @ _shifted(part).T
             result[:, start : start + step] = np.abs(sums).reshape(n, len(part), shifts).max(axis=2)
     divisor = np.outer(_magnitude(first, similarity), _magnitude(second, similarity))
+    # sums with a filter of zeros are 0 already
     np.divide(result, divisor, out=result, where=divisor > 0)
-    result[divisor == 0] = 0
     return np.minimum(result, 1, out=result)
 
 

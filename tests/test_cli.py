@@ -1,6 +1,8 @@
-"""The command line as a user types it: each test runs the real program in its own process."""
+"""The command line as a user types it; where no process of its own is needed, through the same entry point."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import signal
@@ -14,14 +16,27 @@ import pytest
 from PIL import Image
 
 from streamcnn import load_model
+from streamcnn.cli import main
 from streamcnn.commands import RESULT_KEYS
 
 FIT = ["--memory-limit", "1GiB", "--seed", "3"]
 
 
-def run(*arguments, code=0, cwd=None):
-    """Run streamcnn; returns what it printed, and checks the exit code and that an error is one line without a traceback."""
-    done = subprocess.run([sys.executable, "-m", "streamcnn", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+def run(*arguments, code=0):
+    """Run streamcnn's entry point; returns what it printed, and checks the exit code and that there is no traceback."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            returned = main([str(argument) for argument in arguments])
+        except SystemExit as exit_:
+            returned = exit_.code
+    assert returned == code, err.getvalue()
+    return subprocess.CompletedProcess(arguments, returned, out.getvalue(), err.getvalue())
+
+
+def spawn(*arguments, code=0):
+    """Run the real program in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "streamcnn", *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -41,7 +56,7 @@ def trained(tmp_path_factory, digits):
         for row in rows:
             (folder / name / str(labels[row])).mkdir(parents=True, exist_ok=True)
             Image.fromarray(images[row, :, :, 0]).save(folder / name / str(labels[row]) / f"{row:04d}.png")
-    done = run("fit", folder / "train", "--model", folder / "m.h5", "--test", folder / "test", *FIT, "--json")
+    done = spawn("fit", folder / "train", "--model", folder / "m.h5", "--test", folder / "test", *FIT, "--json")
     return folder, result(done), done
 
 
@@ -210,12 +225,13 @@ def test_bad_files_can_be_skipped(tmp_path, digits):
         assert report["reused"] == (["filters", "extract", "pca", "project", "svm"] if again else [])
 
 
-def test_usage_errors_are_exit_code_2(trained):
+def test_usage_errors_are_exit_code_2(trained, tmp_path):
     """Unknown commands, missing arguments and shortened flags are usage errors."""
     folder, _, _ = trained
     for arguments in (["fit"], ["dance"], ["fit", folder / "train", "--mod", "x.h5"], []):
         run(*arguments, code=2)
-    assert run("--version").stdout.startswith("streamcnn ")
+    assert spawn("--version").stdout.startswith("streamcnn ")
+    spawn("fit", tmp_path / "none", "--model", tmp_path / "m.h5", code=1)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a Windows console interrupt reaches the whole process group, the test included")
@@ -239,7 +255,7 @@ def test_interrupted_fit_resumes_to_the_same_bits(tmp_path):
     assert "--resume continues" in errors
     assert not list((tmp_path / "m.h5.store").rglob("*.tmp"))
     assert not (tmp_path / "m.h5").exists()
-    resumed = result(run(*arguments, "--resume", "--json"))
+    resumed = result(spawn(*arguments, "--resume", "--json"))
     assert resumed["resumed"] is True
     for name, array in load_model(tmp_path / "whole.h5").to_arrays().items():
         np.testing.assert_array_equal(load_model(tmp_path / "m.h5").to_arrays()[name], array)

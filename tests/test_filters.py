@@ -87,7 +87,7 @@ def test_the_table_of_readings_is_what_happens():
     filters = random_filter_bank(60, 5, max_similarity=None, random_state=0)
     pairs = np.triu_indices(60, 1)
     passing = {s: float((filter_similarity(filters, similarity=s)[pairs] <= 0.1).mean()) for s in SIMILARITIES}
-    assert 0.2 < passing["peak"] < 0.9
+    assert 0.05 < passing["peak"] < 0.5
     assert passing["l1"] > 0.99
     assert passing["l2"] == 0 and passing["signed"] < 0.01
 
