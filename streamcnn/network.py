@@ -271,7 +271,9 @@ class Network:
         rule = layer.max_similarity if layer.filters == "discriminating" else None
         automatic = layer.kernel_size == "auto" and min(g.kernel) < 5
         # a zero mean discards the brightness, which in a single row or pixel may be all there is
-        options = {"zero_mean": min(g.kernel) > 1, "similarity": layer.similarity, "return_info": True}
+        options: dict[str, Any] = {"zero_mean": min(g.kernel) > 1, "similarity": layer.similarity, "return_info": True}
+        if automatic:  # hardly ever to be filled, so not worth a long search
+            options["max_candidates"] = max(1000, 10 * layer.n_filters)
         seeds = np.random.SeedSequence([seed, number])
         try:
             threshold = None if rule is None else rule * _ROUNDING

@@ -4,7 +4,6 @@ The digest of a stage covers the data, the parameters and the code version it de
 Limits and chunk sizes are in none: they change how, never what.
 """
 
-import gc
 import hashlib
 import json
 import logging
@@ -152,8 +151,6 @@ class Run:
         start = time.perf_counter()
         with self.monitor.stage(name):
             yield
-        # what one stage leaves in reference cycles would still be there at the next one's peak
-        gc.collect()
         self.report.stage_seconds[name] = self.report.stage_seconds.get(name, 0.0) + time.perf_counter() - start
 
     def _reuse(self, name: str) -> dict[str, np.ndarray] | None:

@@ -2,8 +2,10 @@
 
 import os
 from contextlib import AbstractContextManager
+from functools import cache
 
-from threadpoolctl import threadpool_limits
+import scipy.linalg  # noqa: F401 - brings its own BLAS, which the controller must find
+from threadpoolctl import ThreadpoolController
 
 from streamcnn.errors import ParameterError
 
@@ -35,4 +37,10 @@ def resolve_n_jobs(n_jobs: int | None) -> int:
 
 def limit_blas(n_jobs: int) -> AbstractContextManager:
     """Context in which BLAS uses `n_jobs` threads: another number gives other last bits."""
-    return threadpool_limits(n_jobs, user_api="blas")
+    return _controller().limit(limits=n_jobs, user_api="blas")
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    # looking for the loaded libraries takes milliseconds, and some callers limit BLAS thousands of times
+    return ThreadpoolController()
