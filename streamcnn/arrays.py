@@ -82,9 +82,7 @@ def load_arrays(path: Path, format_name: str, newest_version: int) -> tuple[dict
     except ModelError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{path} is not a {format_name} file, or it is damaged ({_first_line(error)}); write it again"
-        ) from error
+        raise ModelError(f"{path} is not a {format_name} file, or it is damaged ({_first_line(error)}); write it again") from error
     header = _parse_header(arrays.pop("json", None))
     if header is None or header.get("format") != format_name:
         raise ModelError(f"{path} is not a {format_name} file: its header is missing or names another format")

@@ -33,7 +33,7 @@ RESULT_KEYS = (
 
 def _result(**values: Any) -> dict[str, Any]:
     """The common keys, null where not applicable, and what else the command has."""
-    return {key: None for key in RESULT_KEYS} | values
+    return dict.fromkeys(RESULT_KEYS) | values
 
 
 def _say(text: str) -> None:
@@ -196,7 +196,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn evaluate M.h5 DATA`."""
     limit, n_jobs = resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
     model = load_model(args.model)
-    start, seconds = time.perf_counter(), {}
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
     with _open(args, args.data, need_labels=True) as source, MemoryMonitor(limit) as monitor:
         measured, planned = _evaluate(model, source, n_jobs, limit, Progress(1, monitor), seconds, monitor)
         data_bytes = source.nbytes_

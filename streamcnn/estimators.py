@@ -260,6 +260,7 @@ class ConvFeatures(_ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixi
     Examples
     --------
     >>> from sklearn.datasets import load_digits
+    >>> from streamcnn import ConvLayer
     >>> images = load_digits().images
     >>> ConvFeatures([ConvLayer(8, 3, filters="random", pool_size=2)], random_state=0).fit_transform(images).shape
     (1797, 72)
@@ -284,6 +285,11 @@ class ConvFeatures(_ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixi
         self.image_shape = image_shape
         self.n_jobs = n_jobs
         self.random_state = random_state
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
 
     def fit(self, X, y=None):
         """Draw the filters and scale them on a sample of X; `y` is ignored."""

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from streamcnn.errors import FileError, StoreError
 
@@ -116,7 +117,7 @@ class FolderLock:
 
     def __init__(self, folder: Path):
         self.path = folder / ".lock"
-        self._file = None
+        self._file: IO[bytes] | None = None
 
     def acquire(self) -> None:
         """Take the lock.

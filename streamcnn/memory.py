@@ -98,9 +98,9 @@ def _cgroup_limits(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path(
     limits = []
     for number, controllers, path in lines:
         if number == "0" and controllers == "":
-            bases, names = [root, root / "unified"], ("memory.max", "memory.high")
+            bases, names = [root, root / "unified"], ["memory.max", "memory.high"]
         elif "memory" in controllers.split(","):
-            bases, names = [root / "memory"], ("memory.limit_in_bytes",)
+            bases, names = [root / "memory"], ["memory.limit_in_bytes"]
         else:
             continue
         own = PurePosixPath(path.lstrip("/"))
@@ -185,9 +185,7 @@ class MemoryBudget:
         self.claims.pop(name, None)
 
     def __repr__(self):
-        return (
-            f"MemoryBudget(limit={format_bytes(self.limit)}, claimed={format_bytes(self.claimed)})\n{claims_table(self.claims)}"
-        )
+        return f"MemoryBudget(limit={format_bytes(self.limit)}, claimed={format_bytes(self.claimed)})\n{claims_table(self.claims)}"
 
 
 def claims_table(claims: dict[str, int]) -> str:

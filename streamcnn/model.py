@@ -98,13 +98,12 @@ class Model:
         self.check_source(source)
         extractor = FeatureExtractor(source, self.network, self.feature_dtype, chunk_size, n_jobs, get_kernels(device))
         block = np.empty((PREDICT_BLOCK, self.network.n_features), np.float32)
-        reduced = None if self.pca is None else np.empty((PREDICT_BLOCK, self.pca.n_components_), np.float32)
+        # without PCA the SVM works on the features themselves
+        rows = block if self.pca is None else np.empty((PREDICT_BLOCK, self.pca.n_components_), np.float32)
         with limit_blas(n_jobs):
             for start, n_valid in recut((rows for _, rows in extractor.chunks(0, source.n_samples)), block, widen):
-                rows = block
                 if self.pca is not None:
-                    self.pca.transform_block(block, reduced)
-                    rows = reduced
+                    self.pca.transform_block(block, rows)
                 yield start, self.svm.decide_block(rows)[:n_valid]
                 if update is not None:
                     update(n_valid)

@@ -343,7 +343,8 @@ class Network:
 
 def layer_from_dict(values: dict[str, Any]) -> ConvLayer:
     """A ConvLayer from JSON, where pairs have become lists."""
-    return ConvLayer(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return ConvLayer(**pairs)
 
 
 def round_features(rows: np.ndarray, out: np.ndarray) -> None:

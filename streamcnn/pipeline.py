@@ -83,7 +83,9 @@ def check_resume(store: FeatureStore, settings: Settings, fingerprint: str) -> N
     before = store.config.get("parameters", now)
     for name in EXTRACTION:
         if before.get(name) != now[name]:
-            raise StoreError(f"{store.path} was made with {name}={before.get(name)!r}, not {now[name]!r}: resume with the same, or fit afresh")
+            raise StoreError(
+                f"{store.path} was made with {name}={before.get(name)!r}, not {now[name]!r}: resume with the same, or fit afresh"
+            )
 
 
 class Run:

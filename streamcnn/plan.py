@@ -196,7 +196,7 @@ def make_plan(source: ImageSource, settings: Settings, limit: int, store: Path |
             writing = {"HDF5": open_shard_bytes(d, itemsize)}
             result.append(StagePlan("extract", fixed | images | writing, 1, n * d * itemsize))
         width, rows_claims = d, reading
-        if k is not None:
+        if k is not None and solver is not None:
             result.append(StagePlan("pca", fixed | block | reading | pca_bytes(solver, d, k, n)))
             projecting = {"components": 2 * k * d * 8, "reduced block": block_rows(d) * k * 8, "HDF5 reduced": open_shard_bytes(k, 4)}
             result.append(StagePlan("project", fixed | block | reading | projecting, 1, n * k * 4))

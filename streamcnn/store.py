@@ -79,9 +79,7 @@ class FeatureStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.path} is no feature store: its config.json is missing or damaged") from error
         if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise StoreError(
-                f"{self.path} has store version {version}, this streamcnn reads up to {FORMAT_VERSION}: update streamcnn"
-            )
+            raise StoreError(f"{self.path} has store version {version}, this streamcnn reads up to {FORMAT_VERSION}: update streamcnn")
         self.entries = self._read_manifest()
 
     @classmethod
@@ -211,9 +209,7 @@ class FeatureStore:
         return {e["shard"] for e in keep}
 
     @contextlib.contextmanager
-    def writing(
-        self, kind: str, shard: int, start: int, n_rows: int, n_features: int, dtype, digest: str
-    ) -> Iterator[ShardWriter]:
+    def writing(self, kind: str, shard: int, start: int, n_rows: int, n_features: int, dtype, digest: str) -> Iterator[ShardWriter]:
         """Write one shard: rows `start` to `start + n_rows`; it exists, with its manifest line, once the block has ended well."""
         name = f"{kind}/{shard:05d}.h5"
         with replacing(self.path / name, self.durable) as temporary:
@@ -253,7 +249,7 @@ class FeatureStore:
         start = there[-1]["start"] + there[-1]["rows"] if there else 0
         number = there[-1]["shard"] + 1 if there else 0
         with self.writing(
-            "features", number, start, *features.shape, features.dtype, there[0]["digest"] if there else ""
+            "features", number, start, len(features), features.shape[1], features.dtype, there[0]["digest"] if there else ""
         ) as writer:
             writer.write(features, None if labels is None else np.asarray(labels))
 
@@ -314,17 +310,11 @@ class FeatureStore:
                 for name in ("features", "labels"):
                     digest = hashlib.sha256()
                     for start in range(0, entry["rows"], step):
-                        digest.update(
-                            np.ascontiguousarray(rows.raw(name, start, min(start + step, entry["rows"]))).view(np.uint8).data
-                        )
+                        digest.update(np.ascontiguousarray(rows.raw(name, start, min(start + step, entry["rows"]))).view(np.uint8).data)
                     hashes.append(digest.hexdigest())
         except StoreError as error:
             return str(error)
-        return (
-            None
-            if hashlib.sha256("".join(hashes).encode()).hexdigest() == entry["sha256"]
-            else "contents do not match their hash"
-        )
+        return None if hashlib.sha256("".join(hashes).encode()).hexdigest() == entry["sha256"] else "contents do not match their hash"
 
     def verify(self) -> list[str]:
         """Check every shard and stage file against checksums and hashes; returns one line per problem, none if all is well."""

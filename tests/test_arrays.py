@@ -13,7 +13,12 @@ HEADER = {"format": "test", "format_version": 1}
 @pytest.fixture
 def good(tmp_path):
     path = tmp_path / "good.h5"
-    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "scalar": np.float64(2.5), "empty": np.zeros((0, 3)), "n": np.array([1, 2])}
+    arrays = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "scalar": np.float64(2.5),
+        "empty": np.zeros((0, 3)),
+        "n": np.array([1, 2]),
+    }
     save_arrays(path, arrays, HEADER)
     return path, arrays
 

@@ -239,7 +239,7 @@ def test_interrupted_fit_resumes_to_the_same_bits(tmp_path):
     """Ctrl-C leaves exit code 130 and a store; --resume finishes with the model of an uninterrupted run."""
     rng = np.random.default_rng(0)
     with h5py.File(tmp_path / "d.h5", "w") as file:
-        file["images"] = rng.integers(0, 256, (30_000, 32, 32, 1), dtype=np.uint8)
+        file["images"] = rng.integers(0, 256, (30_000, 24, 24, 1), dtype=np.uint8)
         file["labels"] = np.arange(30_000) % 2
     fit = ["fit", tmp_path / "d.h5", "--kernel", "linear", "--C", "0.1", *FIT]
     run(*fit, "--model", tmp_path / "whole.h5")

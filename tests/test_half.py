@@ -22,7 +22,9 @@ def test_narrowing_rounds_as_numpy_does():
     exact = np.sort(FINITE.astype(np.float32))
     middle = ((exact[1:].astype(np.float64) + exact[:-1]) / 2).astype(np.float32)
     noise = rng.integers(0, 0x477FEFFF, 200_000, dtype=np.uint32).view(np.float32)
-    values = np.concatenate([exact, middle, np.nextafter(middle, np.float32(np.inf)), np.nextafter(middle, -np.float32(np.inf)), noise, -noise])
+    values = np.concatenate(
+        [exact, middle, np.nextafter(middle, np.float32(np.inf)), np.nextafter(middle, -np.float32(np.inf)), noise, -noise]
+    )
     values = values[np.abs(values) < 65520]
     out = np.empty(values.size, np.float16)
     assert narrow(values, out)

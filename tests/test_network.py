@@ -12,7 +12,10 @@ from streamcnn.network import ConvLayer, Network, layer_from_dict, resolve_layer
 
 CPU = get_kernels("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 12, 10, 1), dtype=np.uint8)
-LAYERS = [ConvLayer(6, 3, filters="random", activation="split", pool_size=2), ConvLayer(4, 2, filters="random", activation="abs", pool="max")]
+LAYERS = [
+    ConvLayer(6, 3, filters="random", activation="split", pool_size=2),
+    ConvLayer(4, 2, filters="random", activation="abs", pool="max"),
+]
 
 
 def drawn(layers=LAYERS, steps=(), images=IMAGES, seed=0, kernels=CPU):

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamcnn.store import FeatureStore
 from streamcnn.errors import DataError, StoreError
 from streamcnn.files import FolderLock, check_output_file, is_memory_disk, replacing, scratch_folder
 from streamcnn.shards import hdf5_chunk_rows, shard_rows
+from streamcnn.store import FeatureStore
 
 ROWS = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float16)
 LABELS = np.arange(50) % 3

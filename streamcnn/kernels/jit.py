@@ -5,7 +5,6 @@ numba raises at import when no cache folder is writable, raises `EOFError` for e
 """
 
 import hashlib
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,9 +13,6 @@ from pathlib import Path
 
 from numba import njit
 from numba.core.caching import FunctionCache
-
-# numba's workqueue layer (plain pip on macOS) aborts the whole process when two threads run parallel kernels at once
-PARALLEL_LOCK = threading.Lock()
 
 
 @lru_cache(maxsize=1)
