@@ -258,12 +258,13 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What `predict` needs and what was chosen, as arrays without objects."""
         check_is_fitted(self, "_machine")
-        tried = [(*(key if isinstance(key, tuple) else (key, np.nan)), value) for key, value in self.selection_.items()]
+        # a linear kernel has no gamma: 0 in the file, where NaN would make equal models compare as different
+        tried = [(*(key if isinstance(key, tuple) else (key, 0.0)), value) for key, value in self.selection_.items()]
         names = ("coef_", "intercept_") if self.kernel_ == "linear" else ("support_vectors_", "dual_coef_", "intercept_", "n_support_")
         return {name: getattr(self, name) for name in names} | {
             "classes_": self.classes_,
             "n_iter_": self.n_iter_,
-            "chosen": np.array([self.C_, self.gamma_, self.scale_]),
+            "chosen": np.array([self.C_, np.nan_to_num(self.gamma_), self.scale_]),
             "selection_": np.array(tried, np.float64).reshape(-1, 3),
             "header": np.array([KERNELS.index(self.kernel_), self.n_features_in_, self.n_jobs_], np.int64),
         }
@@ -281,6 +282,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             code, d, n_jobs = (int(value) for value in np.asarray(arrays["header"]).reshape(3))
             kernel, classes, intercept = KERNELS[code], np.asarray(arrays["classes_"]), np.asarray(arrays["intercept_"], np.float64)
             C, gamma, scale = (float(value) for value in np.asarray(arrays["chosen"]).reshape(3))
+            gamma = gamma if kernel == "rbf" else float("nan")
             n = len(classes)
             machine: RbfMachine | LinearMachine
             if kernel == "linear":

@@ -13,8 +13,17 @@ from streamcnn.errors import DataError, ParameterError
 from streamcnn.incremental import default_batch_size, incremental_batches, iter_incremental
 from streamcnn.pca import StreamingPCA, pca_bytes, resolve_solver
 from streamcnn.rows import ArrayRows, block_rows
+from streamcnn.threads import limit_blas, resolve_n_jobs
 
 RESULTS = ("components_", "mean_", "var_", "explained_variance_", "explained_variance_ratio_", "singular_values_", "noise_variance_")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """BLAS threads wait for each other in a loop: two on cores that others use too were measured to take 10 to 40 times as long."""
+    with pytest.MonkeyPatch.context() as patch, limit_blas(1):
+        patch.setattr("streamcnn.pca.resolve_n_jobs", lambda n_jobs: min(1, resolve_n_jobs(n_jobs)))
+        yield
 
 
 class StoredRows:
@@ -394,11 +403,11 @@ class Made:
             out[row - start] = self.pool[row % 997 : row % 997 + self.n_features]
 
 solver, n, d, k = {solver!r}, {n}, {d}, {k}
-StreamingPCA(5, solver=solver).fit(Made(600, 50))
+StreamingPCA(5, solver=solver, n_jobs=1).fit(Made(600, 50))
 rows = Made(n, d)
 before = resident_bytes()
 exact = reset_peak()
-StreamingPCA(k, solver=solver).fit(rows)
+StreamingPCA(k, solver=solver, n_jobs=1).fit(rows)
 peak = peak_resident_bytes()
 print(exact and peak is not None, (peak or 0) - before, sum(pca_bytes(solver, d, k, n).values()))
 """

@@ -18,6 +18,15 @@ from streamcnn.rowinput import row_sizes
 from streamcnn.rows import ArrayRows, _mix, block_rows, row_hash
 from streamcnn.selection import LINEAR_C, RBF_C, RBF_GAMMA, stratified_sample
 from streamcnn.svm import StreamingSVC, resolve_kernel, svm_bytes
+from streamcnn.threads import limit_blas, resolve_n_jobs
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """BLAS threads wait for each other in a loop: two on cores that others use too were measured to take 10 to 40 times as long."""
+    with pytest.MonkeyPatch.context() as patch, limit_blas(1):
+        patch.setattr("streamcnn.svm.resolve_n_jobs", lambda n_jobs: min(1, resolve_n_jobs(n_jobs)))
+        yield
 
 
 class StoredRows:
@@ -480,11 +489,11 @@ class Made:
 
 kernel, n, k, classes = {kernel!r}, {n}, {k}, {classes}
 small = Made(600, 20)
-StreamingSVC(kernel).fit(small, np.arange(600) % 3)
+StreamingSVC(kernel, n_jobs=1).fit(small, np.arange(600) % 3)
 rows, y = Made(n, k), np.arange(n) * 31 % 997 % classes
 before = resident_bytes()
 exact = reset_peak()
-StreamingSVC(kernel, max_iter=3, cache_size=16).fit(rows, y)
+StreamingSVC(kernel, max_iter=3, cache_size=16, n_jobs=1).fit(rows, y)
 peak = peak_resident_bytes()
 print(exact and peak is not None, (peak or 0) - before, sum(svm_bytes(kernel, n, k, classes, cache_bytes=16 << 20).values()))
 """
