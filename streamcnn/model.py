@@ -60,7 +60,10 @@ class Model:
         """Refuse images of another shape or kind than trained on."""
         if tuple(source.image_shape) != self.image_shape:
             shapes = [" x ".join(map(str, shape)) for shape in (self.image_shape, source.image_shape)]
-            raise DataError(f"images must be {shapes[0]} (height x width x channels) as in training, got {shapes[1]}")
+            raise DataError(
+                f"images must be {shapes[0]} (height x width x channels) as in training, got {shapes[1]}; image files can be resized "
+                "with image_shape (--image-size)"
+            )
         if source.dtype.name != self.header["pixels"]:
             raise DataError(
                 f"pixels must be {self.header['pixels']} as in training, got {source.dtype.name}: convert the images the same way"

@@ -219,7 +219,10 @@ class Run:
             with self._stage("pca"), self.progress.bar("pca", n, "rows") as update:
                 pca = StreamingPCA(plan.n_components, solver=plan.pca_solver, n_jobs=self.settings.n_jobs)
                 pca.fit(CountedRows(self._feature_rows(network), update))
-                self.store.finish("pca", self.digests["pca"], pca.to_arrays())
+                arrays = pca.to_arrays()
+                self.store.finish("pca", self.digests["pca"], arrays)
+                # the fitted one holds its d x d matrix of moments, which no later stage has claimed
+                pca = StreamingPCA.from_arrays(arrays)
         digest, k = self.digests["project"], plan.n_components
         there = self.store.begin("reduced", digest, check=self.check_shards)
         if self.store.finished("project", digest) and len(there) == self._n_shards(k, 4):
