@@ -142,7 +142,7 @@ def _fit(
         measured: dict[str, Any] = {}
         planned = report.plan.peak_bytes
         if test is not None:
-            measured, test_peak = _evaluate(model, test, settings.n_jobs, limit, progress, report.stage_seconds, monitor)
+            measured, test_peak = _evaluate(model, test, settings.n_jobs, settings.device, limit, progress, report.stage_seconds, monitor)
             planned = max(planned, test_peak)
     result = _result(
         **measured,
@@ -168,12 +168,19 @@ def _fit(
 
 
 def _evaluate(
-    model: Model, source: ImageSource, n_jobs: int, limit: int, progress: Progress, seconds: dict[str, float], monitor: MemoryMonitor
+    model: Model,
+    source: ImageSource,
+    n_jobs: int,
+    device: str,
+    limit: int,
+    progress: Progress,
+    seconds: dict[str, float],
+    monitor: MemoryMonitor,
 ) -> tuple[dict[str, Any], int]:
-    chunk, planned = prediction_chunk(model, source, n_jobs, limit)
+    chunk, planned = prediction_chunk(model, source, n_jobs, limit, device)
     start = time.perf_counter()
     with monitor.stage("evaluate"), progress.bar("evaluate", source.n_samples) as update:
-        measured = evaluate_model(model, source, chunk, n_jobs, model.header["settings"]["device"], update)
+        measured = evaluate_model(model, source, chunk, n_jobs, device, update)
     seconds["evaluate"] = time.perf_counter() - start
     return measured, planned
 
@@ -199,7 +206,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     start = time.perf_counter()
     with _open(args, args.data, need_labels=True) as source, MemoryMonitor(limit) as monitor:
-        measured, planned = _evaluate(model, source, n_jobs, limit, Progress(1, monitor), seconds, monitor)
+        measured, planned = _evaluate(model, source, n_jobs, args.device, limit, Progress(1, monitor), seconds, monitor)
         data_bytes = source.nbytes_
     header = model.header["settings"]
     result = _result(
@@ -232,14 +239,14 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
         check_output_file(output, "--output")
     start = time.perf_counter()
     with _open(args, args.data, need_labels=False) as source, MemoryMonitor(limit) as monitor:
-        chunk, planned = prediction_chunk(model, source, n_jobs, limit)
+        chunk, planned = prediction_chunk(model, source, n_jobs, limit, args.device)
         progress = Progress(1, monitor)
         if output is not None:
             with replacing(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-                _write_predictions(model, source, chunk, n_jobs, progress, file)
+                _write_predictions(model, source, chunk, n_jobs, args.device, progress, file)
         else:
             # with --json standard output belongs to the one object
-            _write_predictions(model, source, chunk, n_jobs, progress, sys.stderr if args.json else sys.stdout)
+            _write_predictions(model, source, chunk, n_jobs, args.device, progress, sys.stderr if args.json else sys.stdout)
         n, data_bytes = source.n_samples, source.nbytes_
     return {
         "n_images": n,
@@ -256,11 +263,11 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _write_predictions(model: Model, source: ImageSource, chunk: int, n_jobs: int, progress: Progress, file: Any) -> None:
+def _write_predictions(model: Model, source: ImageSource, chunk: int, n_jobs: int, device: str, progress: Progress, file: Any) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["index", "path", "label", "score"])
     with progress.bar("predict", source.n_samples) as update:
-        for start, decisions in model.decisions(source, chunk, n_jobs, model.header["settings"]["device"], update):
+        for start, decisions in model.decisions(source, chunk, n_jobs, device, update):
             codes = model.labels_of(decisions)
             scores = np.abs(decisions) if decisions.ndim == 1 else decisions[np.arange(len(codes)), codes]
             for i, (code, score) in enumerate(zip(codes, scores), start=start):

@@ -238,7 +238,7 @@ def fit_model(
             store.delete()
 
 
-def prediction_chunk(model: Model, source: ImageSource, n_jobs: int, limit: int) -> tuple[int, int]:
+def prediction_chunk(model: Model, source: ImageSource, n_jobs: int, limit: int, device: str = "auto") -> tuple[int, int]:
     """Largest chunk of images whose buffers keep a prediction under the limit, and the planned peak in bytes.
 
     Raises
@@ -247,7 +247,7 @@ def prediction_chunk(model: Model, source: ImageSource, n_jobs: int, limit: int)
         When not even one image at a time fits.
     """
     base = max(resident_bytes(), LIBRARY_BYTES)
-    kernels = get_kernels(model.header["settings"]["device"])
+    kernels = get_kernels(device)
     for chunk in CHUNK_SIZES:
         claims = image_claims(source, model.network, chunk, model.feature_dtype, n_jobs, kernels) | model.predict_claims()
         peak = base + sum(claims.values())

@@ -89,6 +89,16 @@ def test_predict_and_evaluate_agree_with_fit_to_the_last_label(trained, tmp_path
     assert np.mean([row["path"].split("/")[0] == row["label"] for row in rows]) == report["accuracy"]
 
 
+def test_predict_runs_on_the_device_asked_for(trained, tmp_path):
+    """The naive machine gives the same labels, and an absent one is an error."""
+    folder, _, _ = trained
+    for name in ("cpu", "naive"):
+        run("predict", folder / "m.h5", folder / "test" / "7", "--device", name, "--output", tmp_path / name)
+    labels = [[line.split(",")[2] for line in (tmp_path / name).read_text().splitlines()] for name in ("cpu", "naive")]
+    assert labels[0] == labels[1]
+    assert 'device "cuda" is not there' in run("predict", folder / "m.h5", folder / "test", "--device", "cuda", code=1).stderr
+
+
 def test_predict_takes_one_image_a_flat_folder_and_arrays(trained, tmp_path, digits):
     """All three give the label the tree gave, on standard output as CSV."""
     folder, _, _ = trained
