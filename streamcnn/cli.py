@@ -103,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     parsed = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("streamcnn").setLevel(logging.INFO)
     try:
         # numba and scikit-learn take a second to import, which --help should not
         from streamcnn import commands

@@ -292,7 +292,8 @@ class Network:
                 layer.n_filters, g.kernel, g.in_shape[2], None, random_state=np.random.default_rng(seeds), **options
             )
         self.info = [*self.info[:number], info]
-        logger.info("layer %d: kept %d of %d candidate filters", number + 1, layer.n_filters, info["n_candidates"])
+        rate = 100 * info["acceptance_rate"]
+        logger.info("layer %d: kept %d of %d candidate filters (%.1f %%)", number + 1, layer.n_filters, info["n_candidates"], rate)
         return bank
 
     def allocate(self, chunk_size: int, n_threads: int, kernels) -> dict[str, np.ndarray]:

@@ -73,13 +73,17 @@ def test_wrong_layers_are_refused(layer, text):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_threshold_holds_for_the_filters_as_applied(channels):
-    """After zero mean, unit norm, scale and gain no two filters of the bank are more similar than allowed."""
+def test_threshold_holds_for_the_filters_as_applied(channels, caplog):
+    """After zero mean, unit norm, scale and gain no two filters are more similar than allowed; info and log give the acceptance rate."""
+    caplog.set_level("INFO", logger="streamcnn")
     images = np.random.default_rng(1).integers(0, 256, (20, 9, 9, channels), dtype=np.uint8)
     network = drawn([ConvLayer(12, 5, gain=2.7)], images=images)
     similarity = filter_similarity(network.filters[0])
     assert similarity[~np.eye(12, dtype=bool)].max() <= 0.10
-    assert network.info[0]["n_candidates"] > 12
+    n_candidates = network.info[0]["n_candidates"]
+    assert n_candidates > 12
+    assert network.info[0]["acceptance_rate"] == 12 / n_candidates
+    assert caplog.messages == [f"layer 1: kept 12 of {n_candidates} candidate filters ({1200 / n_candidates:.1f} %)"]
 
 
 @pytest.mark.parametrize(("scale", "steps"), [(1, ()), (1e-3, ()), (1e4, ()), (1, ("standardize",))])
