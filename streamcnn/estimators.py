@@ -15,8 +15,7 @@ from streamcnn.kernels import get_kernels, resolve_device
 from streamcnn.memory import MemoryMonitor, resolve_limit
 from streamcnn.model import fit_model, prediction_chunk
 from streamcnn.network import Network, resolve_layers
-from streamcnn.pipeline import sample_rows
-from streamcnn.plan import calibration_rows
+from streamcnn.pipeline import draw_filters
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
 from streamcnn.threads import resolve_n_jobs
@@ -304,10 +303,7 @@ class ConvFeatures(_ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixi
         )
         source = self._open(X, None, reset=True)
         network = Network(resolve_layers(settings.layers, source.image_shape), settings.preprocess)
-        rows = sample_rows(source.n_samples, calibration_rows(source), settings.seed)
-        sample = np.empty((len(rows), *source.image_shape), source.dtype)
-        source.read_rows(rows, sample)
-        network.draw(sample, settings.seed, settings.n_jobs, get_kernels(settings.device))
+        draw_filters(network, source, settings, get_kernels(settings.device))
         self.network_, self.image_shape_, self.n_jobs_ = network, network.image_shape, settings.n_jobs
         self.device_ = resolve_device(self.device)
         self._n_features_out = network.n_features

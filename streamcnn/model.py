@@ -157,14 +157,12 @@ def load_model(path: str | Path) -> Model:
         width = network.n_features if pca is None else pca.n_components_
         if classes.ndim != 1 or len(classes) != len(svm.classes_) or classes.dtype.kind not in "iU" or svm.n_features_in_ != width:
             raise ModelError(f"{path} holds parts of different models: train it again")
-        return Model(network, pca, svm, classes, {k: v for k, v in header.items() if not k.startswith("format")} | _kept(header))
+        # looked up while predicting: a header without them is no model
+        if not {"settings", "pixels", "feature_dtype"} <= header.keys():
+            raise ModelError(f"{path} lacks or misstates a part of the model (its header is incomplete): train it again")
+        return Model(network, pca, svm, classes, {k: v for k, v in header.items() if not k.startswith("format")})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{path} lacks or misstates a part of the model ({error}): train it again") from error
-
-
-def _kept(header: dict[str, Any]) -> dict[str, Any]:
-    # these two are looked up while predicting; a header without them is no model
-    return {name: header[name] for name in ("pixels", "feature_dtype")}
 
 
 def fit_model(

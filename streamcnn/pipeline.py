@@ -174,10 +174,7 @@ class Run:
             assert entry is not None
             return Network.from_arrays(entry["network"], arrays)
         with self._stage("filters"):
-            rows = sample_rows(self.source.n_samples, calibration_rows(self.source), self.settings.seed)
-            sample = np.empty((len(rows), *self.source.image_shape), self.source.dtype)
-            self.source.read_rows(rows, sample)
-            network.draw(sample, self.settings.seed, self.settings.n_jobs, self.kernels)
+            draw_filters(network, self.source, self.settings, self.kernels)
             self.store.finish("filters", self.digests["filters"], network.to_arrays(), network=network.describe())
         return network
 
@@ -273,6 +270,14 @@ class Run:
             return weight
         codes = {label: code for code, label in enumerate(self.classes.tolist())}
         return {codes[label]: value for label, value in weight.items() if label in codes}
+
+
+def draw_filters(network: Network, source: ImageSource, settings: Settings, kernels) -> None:
+    """Draw a network's filters and scale them on a sample of the source's images."""
+    rows = sample_rows(source.n_samples, calibration_rows(source), settings.seed)
+    sample = np.empty((len(rows), *source.image_shape), source.dtype)
+    source.read_rows(rows, sample)
+    network.draw(sample, settings.seed, settings.n_jobs, kernels)
 
 
 class _Window:

@@ -21,7 +21,7 @@ from streamcnn.network import CALIBRATION_BYTES, Geometry, Network, resolve_laye
 from streamcnn.pca import pca_bytes, resolve_solver
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.rows import block_rows
-from streamcnn.shards import open_shard_bytes, shard_rows
+from streamcnn.shards import open_shard_bytes
 from streamcnn.svm import resolve_kernel, svm_bytes
 from streamcnn.threads import resolve_n_jobs
 
@@ -266,6 +266,3 @@ def _keep_features(wish: Any, feature_bytes: int, reduced_bytes: int, store: Pat
             "keep_features=False"
         )
     return keep
-
-
-__all__ = ["Plan", "StagePlan", "make_plan", "plan", "shard_rows"]
