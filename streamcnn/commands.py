@@ -18,10 +18,12 @@ from streamcnn.files import check_output_file, replacing, scratch_folder
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import resolve_device
 from streamcnn.memory import MemoryMonitor, format_bytes, parse_bytes, resolve_limit
-from streamcnn.model import Model, fit_model, load_model, prediction_chunk
+from streamcnn.model import Model, fit_model, load_model, plan_decisions
 from streamcnn.plan import make_plan
+from streamcnn.planning import MemoryPlan
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
+from streamcnn.stages import evaluate_claims
 from streamcnn.store import FeatureStore
 from streamcnn.threads import resolve_n_jobs
 
@@ -81,6 +83,7 @@ def _open(
 ) -> ImageSource:
     """Open DATA with the common flags; files that an earlier run into `store` found bad are left out without reading all again."""
     options: dict[str, Any] = {"images_key": args.images_key, "labels_key": args.labels_key, "need_labels": need_labels}
+    options["memory_limit"] = resolve_limit(args.memory_limit)
     options["image_shape"] = _image_shape(args.image_size) or image_shape
     if args.skip_bad:
         options["on_error"] = "skip"
@@ -111,11 +114,9 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
     settings, limit, model_path = _settings(args), resolve_limit(args.memory_limit), Path(args.model)
     check_output_file(model_path, "--model")
     store = Path(args.store) if args.store else model_path.with_name(model_path.name + ".store")
-    with _open(args, args.data, need_labels=True, store=store) as source:
-        test = None
-        if args.test:
-            test = _open(args, args.test, need_labels=True)
-        result, _ = _fit(args, source, test, settings, limit, store, model_path)
+    with MemoryMonitor(limit) as monitor, _open(args, args.data, need_labels=True, store=store) as source:
+        test = _open(args, args.test, need_labels=True) if args.test else None
+        result, _ = _fit(args, source, test, settings, limit, store, model_path, monitor)
     if not args.store:
         shutil.rmtree(store, ignore_errors=True)
         result["store_bytes"] = None
@@ -131,27 +132,26 @@ def _fit(
     limit: int,
     store: Path | None,
     model_path: Path | None,
+    monitor: MemoryMonitor,
 ) -> tuple[dict[str, Any], Model]:
     start = time.perf_counter()
-    with MemoryMonitor(limit) as monitor:
-        progress = Progress(1, monitor)
-        model, report = fit_model(source, settings, store, limit, progress, monitor, getattr(args, "resume", False))
-        if model_path is not None:
-            model.save(model_path)
-        seconds = time.perf_counter() - start
-        measured: dict[str, Any] = {}
-        planned = report.plan.peak_bytes
-        if test is not None:
-            measured, test_peak = _evaluate(model, test, settings.n_jobs, settings.device, limit, progress, report.stage_seconds, monitor)
-            planned = max(planned, test_peak)
+    progress = Progress(1, monitor)
+    model, report = fit_model(source, settings, store, limit, progress, monitor, getattr(args, "resume", False), test)
+    if model_path is not None:
+        model.save(model_path)
+    seconds = time.perf_counter() - start
+    measured: dict[str, Any] = {}
+    if test is not None:
+        planned = report.plan.planned("evaluate")
+        measured = _evaluate(
+            model, test, settings.n_jobs, settings.device, report.plan.chunk_size, planned, progress, report.stage_seconds, monitor
+        )
     result = _result(
         **measured,
         n_train=source.n_samples,
         seconds=seconds,
         stage_seconds=report.stage_seconds,
-        memory_limit_bytes=limit,
-        peak_rss_bytes=monitor.peak_bytes,
-        planned_peak_bytes=planned,
+        **_memory(monitor, report.plan),
         data_bytes=source.nbytes_,
         store_bytes=report.store_bytes,
         device=model.header["settings"]["device"],
@@ -161,10 +161,22 @@ def _fit(
         resumed=report.resumed,
         model=None if model_path is None else str(model_path),
         reused=report.reused,
-        peak_exact=monitor.exact,
         skipped=[list(map(str, bad)) for bad in source.bad_files],
     )
     return result, model
+
+
+def _memory(monitor: MemoryMonitor, plan: MemoryPlan) -> dict[str, Any]:
+    """What a run held, against its plan: the process's peak since entry, exact or the largest sample, and that of each stage."""
+    return {
+        "memory_limit_bytes": plan.limit,
+        "peak_rss_bytes": monitor.peak_bytes,
+        "peak_exact": monitor.exact,
+        "planned_peak_bytes": plan.peak_bytes,
+        "stage_peak_bytes": dict(monitor.stage_peaks),
+        "stage_planned_bytes": dict(monitor.stage_planned),
+        "tightened": monitor.tight,
+    }
 
 
 def _evaluate(
@@ -172,17 +184,17 @@ def _evaluate(
     source: ImageSource,
     n_jobs: int,
     device: str,
-    limit: int,
+    chunk: int,
+    planned: int,
     progress: Progress,
     seconds: dict[str, float],
     monitor: MemoryMonitor,
-) -> tuple[dict[str, Any], int]:
-    chunk, planned = prediction_chunk(model, source, n_jobs, limit, device)
+) -> dict[str, Any]:
     start = time.perf_counter()
-    with monitor.stage("evaluate"), progress.bar("evaluate", source.n_samples) as update:
-        measured = evaluate_model(model, source, chunk, n_jobs, device, update)
+    with monitor.stage("evaluate", planned), progress.bar("evaluate", source.n_samples) as update:
+        measured = evaluate_model(model, source, chunk, n_jobs, device, update, monitor)
     seconds["evaluate"] = time.perf_counter() - start
-    return measured, planned
+    return measured
 
 
 def _say_result(result: dict[str, Any]) -> None:
@@ -202,11 +214,13 @@ def _say_result(result: dict[str, Any]) -> None:
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn evaluate M.h5 DATA`."""
     limit, n_jobs = resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
-    model = load_model(args.model)
     seconds: dict[str, float] = {}
     start = time.perf_counter()
-    with _open(args, args.data, need_labels=True) as source, MemoryMonitor(limit) as monitor:
-        measured, planned = _evaluate(model, source, n_jobs, args.device, limit, Progress(1, monitor), seconds, monitor)
+    with MemoryMonitor(limit) as monitor, _open(args, args.data, need_labels=True) as source:
+        model = load_model(args.model)
+        plan = plan_decisions(model, source, n_jobs, limit, args.device, evaluate_claims(source, len(model.classes_)))
+        progress = Progress(1, monitor)
+        measured = _evaluate(model, source, n_jobs, args.device, plan.chunk_size, plan.peak_bytes, progress, seconds, monitor)
         data_bytes = source.nbytes_
     header = model.header["settings"]
     result = _result(
@@ -214,9 +228,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         n_train=model.header["n_train"],
         seconds=time.perf_counter() - start,
         stage_seconds=seconds,
-        memory_limit_bytes=limit,
-        peak_rss_bytes=monitor.peak_bytes,
-        planned_peak_bytes=planned,
+        **_memory(monitor, plan),
         data_bytes=data_bytes,
         device=resolve_device(args.device),
         preset=header["preset"],
@@ -233,27 +245,26 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 def predict(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn predict M.h5 DATA`."""
     limit, n_jobs = resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
-    model = load_model(args.model)
     output = Path(args.output) if args.output else None
     if output is not None:
         check_output_file(output, "--output")
     start = time.perf_counter()
-    with _open(args, args.data, need_labels=False) as source, MemoryMonitor(limit) as monitor:
-        chunk, planned = prediction_chunk(model, source, n_jobs, limit, args.device)
-        progress = Progress(1, monitor)
-        if output is not None:
-            with replacing(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-                _write_predictions(model, source, chunk, n_jobs, args.device, progress, file)
-        else:
-            # with --json standard output belongs to the one object
-            _write_predictions(model, source, chunk, n_jobs, args.device, progress, sys.stderr if args.json else sys.stdout)
+    with MemoryMonitor(limit) as monitor, _open(args, args.data, need_labels=False) as source:
+        model = load_model(args.model)
+        plan = plan_decisions(model, source, n_jobs, limit, args.device)
+        with monitor.stage("predict", plan.peak_bytes):
+            if output is not None:
+                with replacing(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+                    _write_predictions(model, source, plan.chunk_size, n_jobs, args.device, monitor, file)
+            else:
+                # with --json standard output belongs to the one object
+                out = sys.stderr if args.json else sys.stdout
+                _write_predictions(model, source, plan.chunk_size, n_jobs, args.device, monitor, out)
         n, data_bytes = source.n_samples, source.nbytes_
     return {
         "n_images": n,
         "seconds": time.perf_counter() - start,
-        "memory_limit_bytes": limit,
-        "peak_rss_bytes": monitor.peak_bytes,
-        "planned_peak_bytes": planned,
+        **_memory(monitor, plan),
         "data_bytes": data_bytes,
         "device": resolve_device(args.device),
         "n_jobs": n_jobs,
@@ -263,11 +274,11 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _write_predictions(model: Model, source: ImageSource, chunk: int, n_jobs: int, device: str, progress: Progress, file: Any) -> None:
+def _write_predictions(model: Model, source: ImageSource, chunk: int, n_jobs: int, device: str, monitor: MemoryMonitor, file: Any) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["index", "path", "label", "score"])
-    with progress.bar("predict", source.n_samples) as update:
-        for start, decisions in model.decisions(source, chunk, n_jobs, device, update):
+    with Progress(1, monitor).bar("predict", source.n_samples) as update:
+        for start, decisions in model.decisions(source, chunk, n_jobs, device, update, monitor):
             codes = model.labels_of(decisions)
             scores = np.abs(decisions) if decisions.ndim == 1 else decisions[np.arange(len(codes)), codes]
             for i, (code, score) in enumerate(zip(codes, scores), start=start):
@@ -287,8 +298,8 @@ def demo(args: argparse.Namespace) -> dict[str, Any]:
         compiled = time.perf_counter()
         train_path, test_path = make_data(folder, args.images, settings.seed, Progress(1))
         made = time.perf_counter()
-        with open_images(train_path) as source, open_images(test_path) as test:
-            result, _ = _fit(args, source, test, settings, limit, folder / "store", None)
+        with MemoryMonitor(limit) as monitor, open_images(train_path) as source, open_images(test_path) as test:
+            result, _ = _fit(args, source, test, settings, limit, folder / "store", None, monitor)
             result["data_bytes"] = source.nbytes_ + test.nbytes_
     finally:
         shutil.rmtree(folder, ignore_errors=True)

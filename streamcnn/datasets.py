@@ -218,6 +218,6 @@ def extended_yale_b(folder, image_size: tuple[int, int] = (96, 84)) -> dict[int,
         classes = sorted(set(persons))
         if classes != _YALE_PERSONS:
             raise DataError(f"{root}: subset {subset} must have images of all 38 persons, found {len(classes)}")
-        codes = np.array([classes.index(person) for person in persons], np.int64)
+        codes = np.array([classes.index(person) for person in persons], np.int32)
         sources[subset] = FolderSource(root, Listing.of(root, names[subset], classes, codes), (*image_size, 1))
     return sources

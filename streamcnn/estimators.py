@@ -1,5 +1,7 @@
 """scikit-learn faces of the pipeline: `StreamCNNClassifier` and `ConvFeatures`."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from streamcnn.features import FeatureExtractor
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels, resolve_device
 from streamcnn.memory import MemoryMonitor, resolve_limit
-from streamcnn.model import fit_model, prediction_chunk
+from streamcnn.model import fit_model, plan_decisions
 from streamcnn.network import Network, resolve_layers
 from streamcnn.pipeline import draw_filters
+from streamcnn.plan import plan_transform
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
 from streamcnn.threads import resolve_n_jobs
@@ -46,7 +49,8 @@ class _ImageInput:
             # an unsigned byte stays one, everything else becomes float32, exactly as images do
             dtype = None if getattr(X, "dtype", None) == np.uint8 else np.float32
             X = validate_data(self, X, reset=reset, dtype=dtype, order="C")
-        source = open_images(X, y, image_shape=self.image_shape)  # type: ignore[attr-defined]
+        limit = resolve_limit(self.memory_limit)  # type: ignore[attr-defined]
+        source = open_images(X, y, image_shape=self.image_shape, memory_limit=limit)  # type: ignore[attr-defined]
         if reset and not hasattr(self, "n_features_in_"):
             self.n_features_in_ = int(np.prod(source.image_shape))
         return source
@@ -204,21 +208,38 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         self.n_components_, self.pca_solver_, self.kernel_ = plan.n_components, plan.pca_solver, plan.kernel
         self.C_, self.gamma_ = model.svm.C_, model.svm.gamma_
 
-    def decision_function(self, X):
-        """Decision values: (n_samples,) for two classes, positive for the second; (n_samples, n_classes) for more."""
-        check_is_fitted(self)
-        source = self._open(X, None, reset=False)
-        shape = (source.n_samples,) if len(self.classes_) == 2 else (source.n_samples, len(self.classes_))
-        out = np.empty(shape, np.float64)
-        chunk, _ = prediction_chunk(self.model_, source, self.n_jobs_, resolve_limit(self.memory_limit))
-        for start, decisions in self.model_.decisions(source, chunk, self.n_jobs_, self.device_):
-            out[start : start + len(decisions)] = decisions
+    def _decide(self, X, columns: tuple[int, ...], dtype, take: Callable[[np.ndarray], np.ndarray], more: int = 0) -> np.ndarray:
+        """What `take` makes of the decisions, (n_samples, *columns) of `dtype`, in a stream under the limit.
+
+        `more` are bytes an image that the caller will hold besides.
+        """
+        limit, source = resolve_limit(self.memory_limit), self._open(X, None, reset=False)
+        shape = (source.n_samples, *columns)
+        result = {"result": math.prod(shape) * np.dtype(dtype).itemsize + more * source.n_samples}
+        plan = plan_decisions(self.model_, source, self.n_jobs_, limit, self.device_, result)
+        with MemoryMonitor(limit) as monitor, monitor.stage("predict", plan.peak_bytes):
+            out = np.empty(shape, dtype)
+            with Progress(0, monitor).bar("predict", source.n_samples) as update:
+                for start, decisions in self.model_.decisions(source, plan.chunk_size, self.n_jobs_, self.device_, update, monitor):
+                    out[start : start + len(decisions)] = take(decisions)
         return out
 
+    def decision_function(self, X):
+        """Decision values: (n_samples,) for two classes, positive for the second; (n_samples, n_classes) for more.
+
+        Raises
+        ------
+        MemoryBudgetError
+            When a chunk of images and the result do not fit `memory_limit` together.
+        """
+        check_is_fitted(self)
+        n_classes = len(self.classes_)
+        return self._decide(X, () if n_classes == 2 else (n_classes,), np.float64, lambda decisions: decisions)
+
     def predict(self, X):
-        """Labels (n_samples,) of images."""
-        decisions = self.decision_function(X)
-        return self.classes_[self.model_.labels_of(decisions)]
+        """Labels (n_samples,) of images; of the decisions only the winners are kept. Errors as `decision_function`."""
+        check_is_fitted(self)
+        return self.classes_[self._decide(X, (), np.int32, self.model_.labels_of, self.classes_.itemsize)]
 
     def score(self, X, y=None, sample_weight=None):
         """Mean accuracy; `y` may be left away where X carries labels."""
@@ -246,8 +267,8 @@ class ConvFeatures(_ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixi
     layers : sequence of ConvLayer or None
         None for the preset's.
     preset : "fast" or "lee2017"
-    preprocess, feature_dtype, device, image_shape, n_jobs, random_state
-        As in `StreamCNNClassifier`.
+    preprocess, feature_dtype, memory_limit, device, image_shape, n_jobs, random_state
+        As in `StreamCNNClassifier`. The result of `transform` counts: what does not fit is refused before anything is computed.
 
     Attributes
     ----------
@@ -271,6 +292,7 @@ class ConvFeatures(_ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixi
         preset="fast",
         preprocess=None,
         feature_dtype="float16",
+        memory_limit=None,
         device="auto",
         image_shape=None,
         n_jobs=None,
@@ -280,6 +302,7 @@ class ConvFeatures(_ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixi
         self.preset = preset
         self.preprocess = preprocess
         self.feature_dtype = feature_dtype
+        self.memory_limit = memory_limit
         self.device = device
         self.image_shape = image_shape
         self.n_jobs = n_jobs
@@ -310,12 +333,20 @@ class ConvFeatures(_ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixi
         return self
 
     def transform(self, X):
-        """Feature rows (n_samples, n_features) float32, rounded to `feature_dtype`."""
+        """Feature rows (n_samples, n_features) float32, rounded to `feature_dtype`.
+
+        Raises
+        ------
+        MemoryBudgetError
+            When a chunk of images and the result do not fit `memory_limit` together.
+        """
         check_is_fitted(self)
-        source = self._open(X, None, reset=False)
-        extractor = FeatureExtractor(source, self.network_, self.feature_dtype, 256, self.n_jobs_, get_kernels(self.device_))
-        out = np.empty((source.n_samples, extractor.n_features), np.float32)
-        extractor.read(0, source.n_samples, out)
+        limit, source, kernels = resolve_limit(self.memory_limit), self._open(X, None, reset=False), get_kernels(self.device_)
+        plan = plan_transform(source, self.network_, self.feature_dtype, self.n_jobs_, limit, kernels)
+        with MemoryMonitor(limit) as monitor, monitor.stage("transform", plan.peak_bytes):
+            extractor = FeatureExtractor(source, self.network_, self.feature_dtype, plan.chunk_size, self.n_jobs_, kernels, monitor)
+            out = np.empty((source.n_samples, extractor.n_features), np.float32)
+            extractor.read(0, source.n_samples, out)
         return out
 
 

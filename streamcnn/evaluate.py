@@ -7,6 +7,7 @@ import numpy as np
 
 from streamcnn.errors import DataError
 from streamcnn.images import ImageSource
+from streamcnn.memory import MemoryMonitor
 from streamcnn.model import Model
 
 
@@ -20,7 +21,7 @@ def label_codes(model: Model, source: ImageSource) -> np.ndarray:
     same_kind = (source.classes_.dtype.kind == "U") == (model.classes_.dtype.kind == "U")
     key: Callable[[Any], Any] = (lambda value: value) if same_kind else str
     known = {key(value): code for code, value in enumerate(model.classes_.tolist())}
-    codes = np.array([known.get(key(value), -1) for value in source.classes_.tolist()], np.int64)
+    codes = np.array([known.get(key(value), -1) for value in source.classes_.tolist()], np.int32)
     if (codes < 0).all():
         raise DataError(f"no class of these images is one the model knows: it was trained on {list(model.classes_[:5])}...")
     return codes[source.labels]
@@ -33,6 +34,7 @@ def evaluate(
     n_jobs: int = 1,
     device: str = "auto",
     update: Callable[[int], None] | None = None,
+    monitor: MemoryMonitor | None = None,
 ) -> dict[str, Any]:
     """Compare predictions with labels.
 
@@ -46,7 +48,7 @@ def evaluate(
     truth = label_codes(model, source)
     n = len(model.classes_)
     confusion = np.zeros((n, n), np.int64)
-    for start, decisions in model.decisions(source, chunk_size, n_jobs, device, update):
+    for start, decisions in model.decisions(source, chunk_size, n_jobs, device, update, monitor):
         true, predicted = truth[start : start + len(decisions)], model.labels_of(decisions)
         np.add.at(confusion, (true[true >= 0], predicted[true >= 0]), 1)
     per_class = confusion.sum(axis=1)

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from streamcnn.images import ImageSource
+from streamcnn.memory import MemoryMonitor
 from streamcnn.network import Network, round_features
+from streamcnn.system import trim_heap
 
 
 class FeatureExtractor:
@@ -23,24 +25,41 @@ class FeatureExtractor:
     n_jobs : int
     kernels : module
         As `kernels.get_kernels` gives it.
+    monitor : MemoryMonitor or None
+        Once it is `tight`, chunks are single images.
     """
 
-    def __init__(self, source: ImageSource, network: Network, dtype: str, chunk_size: int, n_jobs: int, kernels):
-        self.source, self.network, self.chunk_size, self._kernels = source, network, chunk_size, kernels
-        self.n_rows, self.n_features = source.n_samples, network.n_features
-        chunk_size = min(chunk_size, max(1, source.n_samples))
-        self._pixels = np.empty((chunk_size, *source.image_shape), source.dtype)
-        self._buffers = network.allocate(chunk_size, n_jobs, kernels)
-        self._rounded = np.empty((chunk_size, self.n_features), dtype)
+    def __init__(
+        self, source: ImageSource, network: Network, dtype: str, chunk_size: int, n_jobs: int, kernels, monitor: MemoryMonitor | None = None
+    ):
+        self.source, self.network, self._dtype, self._n_jobs, self._kernels = source, network, dtype, n_jobs, kernels
+        self.n_rows, self.n_features, self._monitor = source.n_samples, network.n_features, monitor
+        self._allocate(min(chunk_size, max(1, source.n_samples)))
+
+    def _allocate(self, chunk_size: int) -> None:
+        self.chunk_size = chunk_size
+        self._pixels = np.empty((chunk_size, *self.source.image_shape), self.source.dtype)
+        self._buffers = self.network.allocate(chunk_size, self._n_jobs, self._kernels)
+        self._rounded = np.empty((chunk_size, self.n_features), self._dtype)
+
+    def _shrink(self) -> None:
+        """Let the large buffers go, then make those of the smallest chunk."""
+        del self._pixels, self._buffers, self._rounded
+        self._allocate(1)
+        trim_heap()
 
     def chunks(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, rounded rows (m, n_features)) for images `start` to `stop`; the array is reused."""
-        for first in range(start, stop, self.chunk_size):
+        first = start
+        while first < stop:
+            if self._monitor is not None and self._monitor.tight and self.chunk_size > 1:
+                self._shrink()
             n = min(self.chunk_size, stop - first)
             self.source.read(first, first + n, self._pixels)
             rows = self.network.transform(self._pixels[:n], self._buffers, self._kernels)
             round_features(rows, self._rounded[:n])
             yield first, self._rounded[:n]
+            first += n
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         """Fill `out[:stop - start]` (float32) with rows `start` to `stop`."""

@@ -79,36 +79,39 @@ def is_memory_disk(folder: Path) -> bool:
     return bool(holding) and max(holding)[1] in ("tmpfs", "ramfs")
 
 
-def scratch_folder() -> Path:
-    """A new, empty folder on disk for data that need not be kept.
+def scratch_parents() -> list[Path]:
+    """Where data that need not be kept may go: `STREAMCNN_TMPDIR` where that is set, else the platform's cache folder, the temporary
+    folder, the current one."""
+    if chosen := os.environ.get("STREAMCNN_TMPDIR"):
+        return [Path(chosen)]
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises where there is no home
+    if sys.platform == "win32":
+        cache = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        cache = home / "Library" / "Caches"
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
+    return [cache / "streamcnn", Path(tempfile.gettempdir()), Path.cwd()]
 
-    Below `STREAMCNN_TMPDIR` where that is set, else below the platform's cache folder, else below the temporary folder;
-    never on a memory disk, which would spend the very RAM the limit protects.
+
+def scratch_folder() -> Path:
+    """A new, empty folder on disk for data that need not be kept, in the first of `scratch_parents` that can be written.
+
+    Never on a memory disk, which would spend the very RAM the limit protects.
 
     Raises
     ------
     FileError
         When none of them can be written.
     """
-    if chosen := os.environ.get("STREAMCNN_TMPDIR"):
-        candidates = [Path(chosen)]
-    else:
-        home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises where there is no home
-        if sys.platform == "win32":
-            cache = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-        elif sys.platform == "darwin":
-            cache = home / "Library" / "Caches"
-        else:
-            cache = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
-        candidates = [cache / "streamcnn", Path(tempfile.gettempdir()), Path.cwd()]
-    for parent in candidates:
+    for parent in scratch_parents():
         try:
             parent.mkdir(parents=True, exist_ok=True)
             if not is_memory_disk(parent):
                 return Path(tempfile.mkdtemp(prefix="streamcnn-", dir=parent))
         except OSError:
             continue
-    tried = ", ".join(map(str, candidates))
+    tried = ", ".join(map(str, scratch_parents()))
     raise FileError(f"no folder on disk for intermediate data (tried {tried}): set STREAMCNN_TMPDIR to one that can be written")
 
 

@@ -286,6 +286,14 @@ def random_filter_bank(
     return bank, {"n_candidates": n_seen, "acceptance_rate": n_filters / n_seen, "largest_similarity": float(between.max())}
 
 
+def selection_bytes(filters_shape: tuple[int, int, int, int]) -> int:
+    """Bytes that choosing a bank of `filters_shape` holds at the most: shifted copies with their sums, and batches of candidates."""
+    n, kh, kw, channels = filters_shape
+    size = kh * kw * channels
+    shifted = max(_UNROLLED, (2 * kh - 1) * (2 * kw - 1) * max(size, n))
+    return 8 * 3 * shifted + 8 * 4 * _BATCH * size + 12 * n * size
+
+
 def _smallest_threshold(candidates: _Candidates, n_filters: int, failed: float, similarity: str, limit: int) -> float:
     """Smallest threshold of three decimals above `failed` that fills the bank, by bisection over the same candidates."""
     # 1.000 always works, as no similarity is larger

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,27 @@ from streamcnn.errors import DataError, FileError, ParameterError
 from streamcnn.h5images import H5Source, write_images_h5
 from streamcnn.imagefiles import (
     EXTENSIONS,
-    MAX_PIXELS,
+    NO_CAPS,
+    Caps,
     Decoder,
     Header,
     Listing,
     is_image_name,
     list_images,
     listing_of_file,
+    read_decode_bytes,
     read_header,
-    read_pixel_count,
 )
 from streamcnn.labels import encode_labels
 from streamcnn.sources import ArraySource, ImageSource, check_finite, check_image_shape
+from streamcnn.system import resident_bytes
 
 __all__ = ["ArraySource", "FlatFileSource", "FolderSource", "H5Source", "ImageSource", "open_images", "write_images_h5"]
 
 _PROBED = 64
 _H5_SUFFIXES = (".h5", ".hdf5")
+# bytes a pixel of the costliest mode; where that is little for every file, their headers need not be read for it
+_COSTLIEST_MODE, _SMALL_DECODING = 32, 16 << 20
 _STORED = {8: np.uint8, 16: np.uint16, 32: np.float32}
 
 
@@ -37,7 +42,8 @@ class FolderSource(ImageSource):
     """Images in files, decoded one at a time.
 
     Size comes from the first file; colour and bits from up to 64 files spread evenly over the listing. With `image_shape`
-    every file is resized, and then every header is read once (it takes the largest file to say what decoding will hold).
+    every file is resized. Then, and for large images, every header is read once: it takes the costliest file to say what
+    decoding will hold.
 
     Parameters
     ----------
@@ -51,8 +57,8 @@ class FolderSource(ImageSource):
         "skip" decodes every file once now and leaves out those that fail, at most 1 % of them.
     known_bad : iterable of (relative path, reason), or None
         `bad_files` of an earlier run: exactly these are left out, and nothing is decoded now.
-    max_pixels : int
-        Files with more are errors.
+    caps : Caps
+        What a file may take.
     """
 
     kind = "folder"
@@ -65,23 +71,26 @@ class FolderSource(ImageSource):
         labels=None,
         on_error: str = "raise",
         known_bad: Iterable[tuple[str, str]] | None = None,
-        max_pixels: int = MAX_PIXELS,
+        caps: Caps = NO_CAPS,
     ):
         self.path = self._root = root
         self._digest = listing.digest
         known = None if known_bad is None else dict(known_bad)
         bad = known or {}
         asked = check_image_shape(image_shape)
+        caps = replace(caps, resized=asked is not None)
         if asked and asked[2:] not in ((), (1,), (3,)):
             raise ParameterError(f"image_shape for image files must have 1 or 3 channels, got {asked}")
         tolerated = set(listing.names) if on_error == "skip" else set(bad)
-        headers = self._probe(listing.names, tolerated, max_pixels)
+        headers = self._probe(listing.names, tolerated, caps)
         first = headers[min(headers)]
         height, width = asked[:2] if asked else (first.height, first.width)
         channels = asked[2] if asked and len(asked) == 3 else (3 if any(header.colour for header in headers.values()) else 1)
         bits = max(header.bits for header in headers.values())
-        self._decoder = Decoder(height, width, channels, bits, asked is not None, asked is not None and len(asked) == 3, max_pixels)
-        self._largest = self._largest_file(listing.names, tolerated, max_pixels) if asked else height * width
+        self._decoder = Decoder(height, width, channels, bits, asked is not None, asked is not None and len(asked) == 3, caps)
+        self._decoding = _COSTLIEST_MODE * height * width
+        if asked or self._decoding > _SMALL_DECODING:
+            self._decoding = self._costliest_file(listing.names, tolerated, caps)
 
         encoded = self._encode(listing, labels)
         super().__init__(len(listing.names), (height, width, channels), _STORED[bits], encoded)
@@ -92,7 +101,7 @@ class FolderSource(ImageSource):
             bad = self._find_bad()
         self._leave_out(bad)
 
-    def _probe(self, names: list[str], tolerated: set[str], max_pixels: int) -> dict[int, Header]:
+    def _probe(self, names: list[str], tolerated: set[str], caps: Caps) -> dict[int, Header]:
         """Headers by row, of up to 64 files spread evenly.
 
         Files known as bad are asked too, and may fail, so that a run that is told of them decides as the run that found them.
@@ -102,7 +111,7 @@ class FolderSource(ImageSource):
         spread = _spread(len(names))
         for row in spread:
             try:
-                headers[row] = read_header(self._root / names[row], max_pixels)
+                headers[row] = read_header(self._root / names[row], caps)
             except (FileError, DataError) as error:
                 failure = error
                 if names[row] not in tolerated:
@@ -111,16 +120,16 @@ class FolderSource(ImageSource):
             raise DataError(f"{self._root}: none of {len(spread)} files asked of {len(names)} can be read, the last reason: {failure}")
         return headers
 
-    def _largest_file(self, names: list[str], tolerated: set[str], max_pixels: int) -> int:
-        """Pixels of the largest file."""
-        largest = 0
+    def _costliest_file(self, names: list[str], tolerated: set[str], caps: Caps) -> int:
+        """Bytes that decoding the costliest file holds."""
+        costliest = 0
         for name in names:
             try:
-                largest = max(largest, read_pixel_count(self._root / name, max_pixels))
+                costliest = max(costliest, read_decode_bytes(self._root / name, caps))
             except (FileError, DataError):
                 if name not in tolerated:
                     raise
-        return largest
+        return costliest
 
     def _encode(self, listing: Listing, labels):
         if labels is not None:
@@ -157,7 +166,7 @@ class FolderSource(ImageSource):
             if self.labels is not None and self.classes_ is not None:
                 # a class may have lost its only file
                 left, codes = np.unique(self.labels[kept], return_inverse=True)
-                self.labels, self.classes_ = codes.reshape(-1).astype(np.int64), self.classes_[left]
+                self.labels, self.classes_ = codes.reshape(-1).astype(np.int32), self.classes_[left]
         self._names_bytes = sys.getsizeof(self._names) + sum(map(sys.getsizeof, self._names))
 
     def _decode(self, row: int, out: np.ndarray) -> None:
@@ -177,9 +186,10 @@ class FolderSource(ImageSource):
         return self._names[row]
 
     def _scratch(self, chunk_size):
-        # Pillow holds 4 bytes per pixel: at most decoded, as RGBA, white, laid on white, as RGB, and twice 3 on the way to NumPy
-        resized = self.row_values * (4 if self._decoder.bits > 8 else 2)
-        return {"names": self._names_bytes, "decoded file": 28 * self._largest + resized}
+        # on the way to the final size Pillow may hold a picture of up to four times its sides
+        height, width, _ = self.image_shape
+        resizing = 64 * height * width if self._decoder.resize else 0
+        return {"names": self._names_bytes, "decoded file": self._decoding + resizing + 12 * self.row_values}
 
     def _identity(self):
         # not the number of samples: which files are bad does not change what the folder is
@@ -202,6 +212,7 @@ def open_images(
     on_error: str = "raise",
     known_bad: Iterable[tuple[str, str]] | None = None,
     need_labels: bool = False,
+    memory_limit: int | None = None,
 ) -> ImageSource:
     """Open images for reading chunk by chunk.
 
@@ -223,6 +234,8 @@ def open_images(
         `bad_files` of an earlier run, to be left out again without looking for others.
     need_labels : bool
         Whether images without labels are an error.
+    memory_limit : int, optional
+        Bytes for the whole process: a file whose decoding would pass what is left of them is refused before it is decoded.
 
     Returns
     -------
@@ -236,6 +249,8 @@ def open_images(
         When pixels or labels have the wrong shape, type or number.
     ParameterError
         For a wrong `on_error` or `image_shape`.
+    MemoryBudgetError
+        For an image file too large for `memory_limit`.
 
     Examples
     --------
@@ -247,7 +262,7 @@ def open_images(
     if on_error not in ("raise", "skip"):
         raise ParameterError(f'on_error must be "raise" or "skip", got {on_error!r}')
     if isinstance(data, (str, Path)):
-        options = (image_shape, on_error, known_bad)
+        options = (image_shape, on_error, known_bad, decoding_caps(memory_limit))
         source = _open_path(Path(data), labels, images_key, labels_key, options, need_labels)
     elif isinstance(data, ImageSource):
         if labels is not None:
@@ -260,13 +275,21 @@ def open_images(
     return source
 
 
+def decoding_caps(memory_limit: int | None) -> Caps:
+    """What a file may take under a limit in bytes: what is left of it now, but never less than 16 MiB, so that a limit which is far too
+    small is refused by the plan, with its table."""
+    if memory_limit is None:
+        return NO_CAPS
+    return Caps(decode_bytes=max(_SMALL_DECODING, memory_limit - resident_bytes()))
+
+
 def _open_path(path: Path, labels, images_key, labels_key, options, need_labels: bool) -> ImageSource:
-    image_shape, on_error, known_bad = options
+    image_shape, on_error, known_bad, caps = options
     if not path.exists():
         raise FileError(f"{path}: no such file or folder")
     try:
         if path.is_dir():
-            return FolderSource(path, list_images(path), image_shape, labels, on_error, known_bad)
+            return FolderSource(path, list_images(path), image_shape, labels, on_error, known_bad, caps)
         suffix = path.suffix.lower()
         if suffix in _H5_SUFFIXES:
             return H5Source(path, images_key, labels_key, image_shape, labels, need_labels)
@@ -275,7 +298,7 @@ def _open_path(path: Path, labels, images_key, labels_key, options, need_labels:
         if suffix == ".npy":
             return open_npy(path, labels, image_shape, need_labels)
         if is_image_name(path.name):
-            return FolderSource(path.parent, listing_of_file(path), image_shape, labels)
+            return FolderSource(path.parent, listing_of_file(path), image_shape, labels, caps=caps)
     except DataError as error:
         raise error if str(error).startswith(str(path)) else DataError(f"{path}: {error}") from None
     except OSError as error:

@@ -7,6 +7,8 @@ import numpy as np
 
 from streamcnn.errors import DataError
 
+_PIECE = 1 << 18
+
 
 def label_values(values, source: str = "labels") -> np.ndarray:
     """Labels as a 1-D array of native integers or of `str`.
@@ -71,7 +73,7 @@ def encode_labels(values, n_samples: int, source: str = "labels") -> tuple[np.nd
 
     Returns
     -------
-    codes : int64 (n_samples,)
+    codes : int32 (n_samples,)
         Position of each label in `classes`.
     classes : ndarray (n_classes,), an integer type or 'U'
 
@@ -83,12 +85,18 @@ def encode_labels(values, n_samples: int, source: str = "labels") -> tuple[np.nd
     values = label_values(values, source)
     if len(values) != n_samples:
         raise DataError(f"{source} must have one value for each of the {n_samples} images, got {len(values)}")
-    classes = np.unique(values)
-    return np.searchsorted(classes, values).astype(np.int64, copy=False), classes
+    # piece by piece: a sort of all labels, and 8 bytes of position for each, would be the largest thing in memory for many images
+    pieces = range(0, n_samples, _PIECE)
+    classes = np.unique(np.concatenate([np.unique(values[start : start + _PIECE]) for start in pieces]))
+    codes = np.empty(n_samples, np.int32)
+    for start in pieces:
+        codes[start : start + _PIECE] = np.searchsorted(classes, values[start : start + _PIECE])
+    return codes, classes
 
 
 def labels_digest(codes: np.ndarray, classes: np.ndarray) -> str:
     """Hex SHA-256 of the labels, the same on every machine."""
     digest = hashlib.sha256(json.dumps(classes.tolist()).encode())
-    digest.update(memoryview(np.ascontiguousarray(codes, dtype="<i8")).cast("B"))
+    for start in range(0, len(codes), _PIECE):
+        digest.update(memoryview(np.ascontiguousarray(codes[start : start + _PIECE], dtype="<i8")).cast("B"))
     return digest.hexdigest()

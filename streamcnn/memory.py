@@ -1,21 +1,29 @@
 """How much memory this process may use, has used, and means to use.
 
-Resident memory is what the limit is about. Its peak is the kernel's own high-water mark where there is one (Linux `VmHWM`,
-Windows peak working set), and a sampled maximum elsewhere; never `ru_maxrss`, which a child inherits from its parent.
+Resident memory is what the limit is about. Its peak is the kernel's own high-water mark where there is one, and a sampled maximum
+elsewhere; `streamcnn.system` asks for both.
 """
 
 import contextlib
 import csv
+import logging
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import psutil
-
+from streamcnn import system, tracing
 from streamcnn.errors import MemoryBudgetError, ParameterError
+from streamcnn.system import default_limit, machine_bytes, peak_resident_bytes, reset_peak, resident_bytes
+
+__all__ = ["MemoryBudget", "MemoryMonitor", "claims_table", "default_limit", "format_bytes", "machine_bytes", "parse_bytes"]
+__all__ += ["peak_resident_bytes", "reset_peak", "resident_bytes", "resolve_limit"]
+
+logger = logging.getLogger("streamcnn")
+
+# share of the limit at which a run stops by itself
+STOP_SHARE = 0.98
 
 _UNITS = {"": 1, "b": 1}
 for _i, _letter in enumerate("kmgt", start=1):
@@ -49,77 +57,6 @@ def format_bytes(n: float) -> str:
             return f"{n:.0f} {unit}" if unit in ("B", "KiB") else f"{n:.1f} {unit}"
         n /= 1024
     return f"{n:.1f} TiB"
-
-
-def _status_bytes(field: str) -> int | None:
-    """A field of `/proc/self/status` in bytes, or None where there is no such file."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:  # noqa: PTH123 - sampled often, Path costs twice as much
-            for line in file:
-                if line.startswith(field + ":"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process now (macOS: physical footprint where psutil tells it)."""
-    if sys.platform == "linux" and (resident := _status_bytes("VmRSS")) is not None:
-        return resident
-    info = psutil.Process().memory_info()
-    return int(getattr(info, "phys_footprint", info.rss))
-
-
-def peak_resident_bytes() -> int | None:
-    """The system's own high-water mark of resident memory, or None where it keeps none that is this process's own."""
-    if sys.platform == "linux":
-        return _status_bytes("VmHWM")
-    info = psutil.Process().memory_info()
-    peak = getattr(info, "peak_rss", getattr(info, "peak_wset", None))
-    return None if peak is None else int(peak)
-
-
-def reset_peak() -> bool:
-    """Start the system's high-water mark afresh; False where that is not permitted."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _cgroup_limits(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Memory limits of this process's control groups, versions 1 and 2, the whole ancestry."""
-    try:
-        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
-    except OSError:
-        return []
-    limits = []
-    for number, controllers, path in lines:
-        if number == "0" and controllers == "":
-            bases, names = [root, root / "unified"], ["memory.max", "memory.high"]
-        elif "memory" in controllers.split(","):
-            bases, names = [root / "memory"], ["memory.limit_in_bytes"]
-        else:
-            continue
-        own = PurePosixPath(path.lstrip("/"))
-        for base in bases:
-            for folder in (own, *own.parents):
-                for name in names:
-                    with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit at this level
-                        limits.append(int((base / folder / name).read_text()))
-    return limits
-
-
-def machine_bytes() -> int:
-    """Memory this process may use: the smallest of physical memory and its control groups' limits."""
-    return min([psutil.virtual_memory().total, *_cgroup_limits()])
-
-
-def default_limit() -> int:
-    """Half of what the machine allows this process, at most what is free now (with what the process already holds)."""
-    return min(machine_bytes() // 2, psutil.virtual_memory().available + resident_bytes())
 
 
 def resolve_limit(memory_limit: int | str | None) -> int:
@@ -196,47 +133,80 @@ def claims_table(claims: dict[str, int]) -> str:
     return "\n".join(f"  {name:<{width}}  {format_bytes(n):>10}" for name, n in lines)
 
 
+_lock = threading.RLock()
+_active: list["MemoryMonitor"] = []
+
+
+def _start_mark() -> bool:
+    """Start the system's high-water mark afresh, after every active monitor has taken note of it; False where not permitted."""
+    with _lock:
+        for monitor in _active:
+            monitor._take_mark()
+        done = system.reset_peak()
+        mark = system.peak_resident_bytes()
+        for monitor in _active:
+            monitor._mark = mark
+        return done
+
+
 class MemoryMonitor:
-    """Watch this process's resident memory while a block of code runs.
+    """Watch this process's resident memory while a block of code runs. Monitors may be nested.
 
     Parameters
     ----------
     limit : int, str or None
-        Drawn beside the trace; nothing is enforced by the monitor.
+        Drawn beside the trace. The monitor of a run also watches it: see `check`.
     interval : float
         Seconds between samples.
+    live : bool
+        In a notebook, show the trace while the block runs, drawn anew every second. Elsewhere without effect.
 
     Attributes
     ----------
     trace : list of (seconds, stage, bytes)
     peak_bytes : int
-        Highest resident memory since entry: the kernel's mark where `exact` is True, else the largest sample.
-    stage_peaks : dict of str to int
-        Largest sample of each stage.
+        Highest resident memory since entry: the system's own high-water mark where `exact` is True, else the largest sample.
     exact : bool
+        The system let the mark be reset at entry, or the mark rose during the block and so is the block's own.
+    stage_peaks, stage_planned : dict of str to int
+        The same of each stage, and what was planned for it.
+    tight : bool
+        A stage held more than planned: the heap was trimmed, and whoever works in chunks goes on with the smallest.
+    near_limit : bool
+        98 % of the limit was reached.
 
     Examples
     --------
     >>> with MemoryMonitor() as monitor:
-    ...     data = bytearray(10_000_000)
-    >>> monitor.peak_bytes > 10_000_000
-    True
+    ...     with monitor.stage("fill"):
+    ...         data = bytearray(10_000_000)
+    >>> monitor.peak_bytes > 10_000_000, list(monitor.stage_peaks)
+    (True, ['fill'])
     """
 
-    def __init__(self, limit: int | str | None = None, interval: float = 0.05):
+    def __init__(self, limit: int | str | None = None, interval: float = 0.05, live: bool = False):
         self.limit = None if limit is None else parse_bytes(limit)
         self.interval = interval
+        self.live = live
         self.trace: list[tuple[float, str, int]] = []
         self.stage_peaks: dict[str, int] = {}
-        self.exact = False
+        self.stage_planned: dict[str, int] = {}
+        self.tight = self.near_limit = False
         self._stage = ""
-        self._peak = 0
+        self._peak, self._exact = 0, False
+        self._mark: int | None = None
+        self._view: tracing.LiveView | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self):
-        self.exact = reset_peak()
+        with _lock:
+            _active.append(self)
+            self._mark = system.peak_resident_bytes()
+            self._exact = _start_mark()
         self._start = time.perf_counter()
+        # made here, on the thread whose output it belongs to
+        self._view = tracing.LiveView() if self.live else None
         self._stop.clear()
         self.sample()
         self._thread = threading.Thread(target=self._watch, name="streamcnn memory monitor", daemon=True)
@@ -248,37 +218,103 @@ class MemoryMonitor:
         assert self._thread is not None
         self._thread.join()
         self.sample()
+        with _lock:
+            _active.remove(self)
 
     def _watch(self) -> None:
         while not self._stop.wait(self.interval):
             self.sample()
+            if self._view is not None:
+                self._view.update(self)
+        if self._view is not None:
+            self._view.update(self, last=True)
+
+    def _take_mark(self) -> None:
+        mark = system.peak_resident_bytes()
+        # a mark that could not be reset, and has not risen, is from before
+        if mark is not None and self._mark is not None and mark > self._mark:
+            self._exact = True
+            self._note(mark)
+
+    def _note(self, n_bytes: int) -> None:
+        self._peak = max(self._peak, n_bytes)
+        if self._stage:
+            self.stage_peaks[self._stage] = max(self.stage_peaks.get(self._stage, 0), n_bytes)
+        planned = self.stage_planned.get(self._stage)
+        if planned is not None and n_bytes > planned and not self.tight:
+            self.tight = True
+            text = "stage %s holds %s where %s were planned: going on with the smallest chunks"
+            logger.warning(text, self._stage, format_bytes(n_bytes), format_bytes(planned))
+            system.trim_heap()
+        if self.limit is not None and n_bytes >= STOP_SHARE * self.limit:
+            self.near_limit = True
 
     def sample(self) -> int:
         """Take a sample now and return it in bytes."""
-        resident = resident_bytes()
-        self._peak = max(self._peak, resident)
-        self.stage_peaks[self._stage] = max(self.stage_peaks.get(self._stage, 0), resident)
-        # half of a long trace is dropped at a time, so that a run of days stays small and evenly spread
-        if len(self.trace) >= 20_000:
-            self.trace = self.trace[::2]
-            self.interval *= 2
-        self.trace.append((time.perf_counter() - self._start, self._stage, resident))
+        with _lock:
+            resident = system.resident_bytes()
+            self._note(resident)
+            self._take_mark()
+            # half of a long trace is dropped at a time, so that a run of days stays small and evenly spread
+            if len(self.trace) >= 20_000:
+                self.trace = self.trace[::2]
+                self.interval *= 2
+            self.trace.append((time.perf_counter() - self._start, self._stage, resident))
         return resident
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Name what runs inside the block."""
-        before, self._stage = self._stage, name
+    def stage(self, name: str, planned: int | None = None) -> Iterator[None]:
+        """Name what runs inside the block, for this monitor and those around it.
+
+        Parameters
+        ----------
+        name : str
+        planned : int or None
+            Bytes of the whole process that the block is meant to stay below; `tight` tells when it does not.
+        """
+        if planned is not None:
+            self.stage_planned[name] = planned
+        with _lock:
+            _start_mark()
+            before = [(monitor, monitor._stage) for monitor in {*_active, self}]
+            for monitor, _ in before:
+                monitor._stage = name
         try:
             yield
         finally:
-            self.sample()
-            self._stage = before
+            with _lock:
+                self.sample()
+                _start_mark()
+                for monitor, stage in before:
+                    monitor._stage = stage
+
+    def check(self) -> None:
+        """Stop a run that has come too near its limit; called between shards or blocks.
+
+        Raises
+        ------
+        MemoryBudgetError
+            When 98 % of the limit was reached since entry.
+        """
+        if not self.near_limit:
+            return
+        assert self.limit is not None
+        raise MemoryBudgetError(
+            f"memory_limit of {format_bytes(self.limit)} is nearly used up ({format_bytes(self._peak)} at the most, where "
+            f"{format_bytes(max(self.stage_planned.values(), default=0))} were planned), so the run has stopped; what is finished is kept "
+            "in the store, if one was given: free what else this process holds, or raise memory_limit, and resume"
+        )
+
+    @property
+    def exact(self) -> bool:
+        return self._exact
 
     @property
     def peak_bytes(self) -> int:
-        peak = peak_resident_bytes() if self.exact else None
-        return self._peak if peak is None else max(peak, self._peak)
+        if self in _active:
+            with _lock:
+                self._take_mark()
+        return self._peak
 
     def write_csv(self, path: Path) -> None:
         """Write the trace as `seconds,stage,resident_bytes`."""
@@ -286,3 +322,10 @@ class MemoryMonitor:
             writer = csv.writer(file)
             writer.writerow(["seconds", "stage", "resident_bytes"])
             writer.writerows((f"{seconds:.3f}", stage, resident) for seconds, stage, resident in self.trace)
+
+    def plot(self, ax=None):
+        """Draw the trace with stages and limit by matplotlib (extra `plot`); returns the axes."""
+        return tracing.plot(self, ax)
+
+    def _repr_html_(self) -> str:
+        return tracing.svg(self)

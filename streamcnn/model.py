@@ -8,27 +8,26 @@ from typing import Any
 import numpy as np
 
 from streamcnn.arrays import load_arrays, save_arrays
-from streamcnn.errors import DataError, MemoryBudgetError, ModelError, StoreError
+from streamcnn.errors import DataError, ModelError, StoreError
 from streamcnn.features import FeatureExtractor
 from streamcnn.files import scratch_folder
 from streamcnn.images import ImageSource
 from streamcnn.kernels import get_kernels, resolve_device
-from streamcnn.memory import MemoryMonitor, claims_table, format_bytes, resident_bytes
+from streamcnn.memory import MemoryMonitor
 from streamcnn.network import Network
 from streamcnn.pca import StreamingPCA
 from streamcnn.pipeline import Report, Run, library_versions
-from streamcnn.plan import CHUNK_SIZES, COMFORT, LIBRARY_BYTES, image_claims, make_plan
+from streamcnn.plan import make_plan, plan_prediction
+from streamcnn.planning import MemoryPlan
 from streamcnn.presets import Settings
 from streamcnn.progress import Progress
 from streamcnn.rows import recut
+from streamcnn.stages import PREDICT_BLOCK
 from streamcnn.store import FeatureStore
 from streamcnn.svm import StreamingSVC
 from streamcnn.threads import limit_blas
 
 FORMAT, FORMAT_VERSION = "streamcnn-model", 1
-# rows per matrix product when predicting: the same for one image and for a million, so that a prediction never depends on its
-# neighbours, and small, so that one image is quick
-PREDICT_BLOCK = 64
 
 
 class Model:
@@ -69,19 +68,14 @@ class Model:
                 f"pixels must be {self.header['pixels']} as in training, got {source.dtype.name}: convert the images the same way"
             )
 
-    def predict_claims(self) -> dict[str, int]:
-        """Bytes that `decisions` holds besides the feature extractor."""
-        k = self.svm.n_features_in_
-        arrays = sum(a.nbytes for a in self.to_arrays().values())
-        return {
-            "model": 2 * arrays,
-            "feature block": 4 * PREDICT_BLOCK * self.network.n_features,
-            "reduced block": 16 * PREDICT_BLOCK * k,
-            "decisions": 8 * PREDICT_BLOCK * (len(self.classes_) ** 2 + len(getattr(self.svm, "support_vectors_", ()))),
-        }
-
     def decisions(
-        self, source: ImageSource, chunk_size: int = 256, n_jobs: int = 1, device: str = "auto", update: Callable[[int], None] | None = None
+        self,
+        source: ImageSource,
+        chunk_size: int = 256,
+        n_jobs: int = 1,
+        device: str = "auto",
+        update: Callable[[int], None] | None = None,
+        monitor: MemoryMonitor | None = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Decision values in row order, in bounded memory.
 
@@ -90,6 +84,10 @@ class Model:
         source : ImageSource
         chunk_size : int
             Images per kernel call; changes no bit of the result.
+        update : callable, optional
+            Called with the number of images just decided.
+        monitor : MemoryMonitor, optional
+            Once it is `tight`, chunks are single images.
 
         Yields
         ------
@@ -99,7 +97,7 @@ class Model:
         from streamcnn.kernels.half import widen  # numba is loaded by those who convolve only
 
         self.check_source(source)
-        extractor = FeatureExtractor(source, self.network, self.feature_dtype, chunk_size, n_jobs, get_kernels(device))
+        extractor = FeatureExtractor(source, self.network, self.feature_dtype, chunk_size, n_jobs, get_kernels(device), monitor)
         block = np.empty((PREDICT_BLOCK, self.network.n_features), np.float32)
         # without PCA the SVM works on the features themselves
         rows = block if self.pca is None else np.empty((PREDICT_BLOCK, self.pca.n_components_), np.float32)
@@ -173,6 +171,7 @@ def fit_model(
     progress: Progress,
     monitor: MemoryMonitor,
     resume: bool = False,
+    test: ImageSource | None = None,
 ) -> tuple[Model, Report]:
     """Plan, then run into the store at `store_path`, or into a temporary one that is removed at the end.
 
@@ -192,13 +191,15 @@ def fit_model(
         Entered by the caller.
     resume : bool
         Check finished shards against their hashes, and refuse other data or parameters.
+    test : ImageSource or None
+        Images the caller will evaluate the model on: their stage is part of the plan.
 
     Returns
     -------
     model, report : Model, Report
     """
     settings = replace(settings, device=resolve_device(settings.device))
-    plan = make_plan(source, settings, limit, store_path)
+    plan = make_plan(source, settings, limit, store_path, test)
     temporary = store_path is None
     path = scratch_folder() if store_path is None else store_path
     fresh = not (path / "config.json").exists()
@@ -223,35 +224,32 @@ def fit_model(
         }
         model = Model(*parts, run.classes, header)
         if not temporary:
-            model.save(store.path / "model.h5")
-            monitor.write_csv(store.path / "memory.csv")
+            with monitor.stage("save", plan.planned("save")):
+                model.save(store.path / "model.h5")
         return model, run.report
     except BaseException:
         if fresh and not existed and not store.entries:
             store.delete()
         raise
     finally:
+        if not temporary and store.path.is_dir():  # also of a run that was stopped
+            monitor.write_csv(store.path / "memory.csv")
         store.close()
         if temporary:
             store.delete()
 
 
-def prediction_chunk(model: Model, source: ImageSource, n_jobs: int, limit: int, device: str = "auto") -> tuple[int, int]:
-    """Largest chunk of images whose buffers keep a prediction under the limit, and the planned peak in bytes.
+def plan_decisions(
+    model: Model, source: ImageSource, n_jobs: int, limit: int, device: str = "auto", extra: dict[str, int] | None = None
+) -> MemoryPlan:
+    """The plan of `Model.decisions` for this source; `extra` are claims of whoever takes the decisions.
 
     Raises
     ------
     MemoryBudgetError
         When not even one image at a time fits.
     """
-    base = max(resident_bytes(), LIBRARY_BYTES)
-    kernels = get_kernels(device)
-    for chunk in CHUNK_SIZES:
-        claims = image_claims(source, model.network, chunk, model.feature_dtype, n_jobs, kernels) | model.predict_claims()
-        peak = base + sum(claims.values())
-        if peak <= COMFORT * limit or (chunk == 1 and peak <= limit):
-            return chunk, peak
-    raise MemoryBudgetError(
-        f"memory_limit of {format_bytes(limit)} is too small to predict even one image at a time: set it to at least "
-        f"{-(-peak // (1 << 20))}MiB\n" + claims_table({"already in use, libraries": base} | claims)
-    )
+    svm, k = model.svm, None if model.pca is None else model.pca.n_components_
+    n_support = len(getattr(svm, "support_vectors_", ()))
+    shapes = (k, svm.kernel_, len(model.classes_), n_support)
+    return plan_prediction(source, model.network, *shapes, model.feature_dtype, n_jobs, limit, get_kernels(device), extra)

@@ -20,6 +20,8 @@ from streamcnn.kernels import ACTIVATIONS, POOLS
 logger = logging.getLogger("streamcnn")
 
 CALIBRATION_BYTES = 1 << 24
+# images convolved at a time to scale the filters
+DRAW_CHUNK = 16
 # a bank is drawn a little below its threshold: scaling to float32 may move a similarity by a few 2**-24
 _ROUNDING = 1 - 1e-6
 
@@ -238,7 +240,7 @@ class Network:
         sample : ndarray of shape (m, height, width, channels), uint8 or float32
         seed : int
         """
-        step = 16
+        step = min(DRAW_CHUNK, len(sample))
         self.filters = []
         for number, g in enumerate(self.geometry):
             bank = self._draw_bank(number, g, seed)

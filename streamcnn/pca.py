@@ -369,6 +369,11 @@ def resolve_solver(solver: str, n_features: int) -> str:
     return "covariance" if n_features <= COVARIANCE_FEATURES else "incremental"
 
 
+def pca_passes(solver: str) -> int:
+    """How often `StreamingPCA.fit` reads the rows."""
+    return 1
+
+
 def pca_bytes(
     solver: str, n_features: int, n_components: int | None, n_rows: int, batch_size: int | None = None, itemsize: int = 4
 ) -> dict[str, int]:

@@ -23,13 +23,15 @@ from streamcnn.kernels import get_kernels
 from streamcnn.memory import MemoryMonitor
 from streamcnn.network import Network
 from streamcnn.pca import StreamingPCA
-from streamcnn.plan import Plan, calibration_rows
+from streamcnn.plan import Plan, check_disk
 from streamcnn.presets import Settings
 from streamcnn.progress import CountedRows, Progress
 from streamcnn.rows import Rows, block_rows, iter_blocks, row_hash
 from streamcnn.shards import shard_rows
+from streamcnn.stages import calibration_rows
 from streamcnn.store import FeatureStore
 from streamcnn.svm import StreamingSVC
+from streamcnn.system import trim_heap
 from streamcnn.threads import limit_blas
 
 logger = logging.getLogger("streamcnn")
@@ -144,15 +146,18 @@ class Run:
         pca = self._reduce(network) if self.plan.pca_solver else None
         svm = self._train(network)
         if self.plan.keep_features:
-            self.store.write_virtual()
+            with self.monitor.stage("save", self.plan.planned("save")):
+                self.store.write_virtual()
         self.report.store_bytes = self.store.nbytes
         return network, pca, svm
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
-        with self.monitor.stage(name):
+        check_disk(self.plan, self.store.path, name)
+        with self.monitor.stage(name, self.plan.planned(name)):
             yield
+        trim_heap()
         self.report.stage_seconds[name] = self.report.stage_seconds.get(name, 0.0) + time.perf_counter() - start
 
     def _reuse(self, name: str) -> dict[str, np.ndarray] | None:
@@ -180,7 +185,7 @@ class Run:
 
     def _extractor(self, network: Network) -> FeatureExtractor:
         s = self.settings
-        return FeatureExtractor(self.source, network, s.feature_dtype, self.plan.chunk_size, s.n_jobs, self.kernels)
+        return FeatureExtractor(self.source, network, s.feature_dtype, self.plan.chunk_size, s.n_jobs, self.kernels, self.monitor)
 
     def _extract(self, network: Network) -> None:
         digest, n, d = self.digests["extract"], self.source.n_samples, network.n_features
@@ -188,7 +193,7 @@ class Run:
         if self.store.finished("extract", digest) and len(there) == self._n_shards(d, np.dtype(self.settings.feature_dtype).itemsize):
             self._say_reused("extract")
             return
-        with self._stage("extract"), self.progress.bar("extract", n) as update:
+        with self._stage("extract"), self.progress.bar("extract", n, in_shards=True) as update:
             extractor = self._extractor(network)
             rows = shard_rows(d, np.dtype(self.settings.feature_dtype).itemsize)
             for shard, start in enumerate(range(0, n, rows)):
@@ -200,6 +205,7 @@ class Run:
                     for first, features in extractor.chunks(start, stop):
                         writer.write(features, self.labels[first : first + len(features)])
                         update(len(features))
+                self.monitor.check()
             self.store.finish("extract", digest)
 
     def _n_shards(self, width: int, itemsize: int) -> int:
@@ -225,7 +231,7 @@ class Run:
         if self.store.finished("project", digest) and len(there) == self._n_shards(k, 4):
             self._say_reused("project")
             return pca
-        with self._stage("project"), self.progress.bar("project", n, "rows") as update, limit_blas(self.settings.n_jobs):
+        with self._stage("project"), self.progress.bar("project", n, "rows", in_shards=True) as update, limit_blas(self.settings.n_jobs):
             source_rows = self._feature_rows(network)
             block = np.empty((block_rows(network.n_features), network.n_features), np.float32)
             reduced = np.empty((len(block), k), np.float32)
@@ -241,6 +247,7 @@ class Run:
                         at = start + first
                         writer.write(reduced[:n_valid], self.labels[at : at + n_valid])
                         update(n_valid)
+                self.monitor.check()
             self.store.finish("project", digest)
         return pca
 

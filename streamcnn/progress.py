@@ -43,24 +43,33 @@ class Progress:
     ----------
     verbose : int
     monitor : MemoryMonitor or None
-        Its last sample and limit are shown.
+        Its last sample and limit are shown, and it may stop the run: see `MemoryMonitor.check`.
     """
 
     def __init__(self, verbose: int = 0, monitor: MemoryMonitor | None = None):
         self.verbose, self.monitor = verbose, monitor
 
     @contextmanager
-    def bar(self, name: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """A bar for the block; call what it gives with the number of things just done."""
+    def bar(self, name: str, total: int | None, unit: str = "images", in_shards: bool = False) -> Iterator[Callable[[int], None]]:
+        """A bar for the block; call what it gives with the number of things just done.
+
+        With `in_shards` whoever works in the block finishes a shard before it asks the monitor whether to stop.
+        """
+
+        def check() -> None:
+            _check_stop()
+            if self.monitor is not None and not in_shards:
+                self.monitor.check()
+
         if not self.verbose:
-            yield lambda n: _check_stop()
+            yield lambda n: check()
             return
         # a log file gets a line now and then, a terminal a moving bar
         interval = 0.1 if sys.stderr.isatty() else 10.0
         with tqdm(total=total, desc=f"{name:<8}", unit=f" {unit}", unit_scale=True, mininterval=interval, file=sys.stderr) as bar:
 
             def update(n: int) -> None:
-                _check_stop()
+                check()
                 if self.monitor is not None and self.monitor.trace:
                     limit = "" if self.monitor.limit is None else f"/{format_bytes(self.monitor.limit)}"
                     bar.set_postfix_str(f"memory {format_bytes(self.monitor.trace[-1][2])}{limit}", refresh=False)

@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.svm import SVC
 
 # support vectors taken at a time
-_TILE = 1024
+TILE = 1024
 
 
 class RbfMachine:
@@ -64,8 +64,8 @@ class RbfMachine:
         squares = np.einsum("ij,ij->i", tile, tile)
         pairs = np.empty((len(tile), len(self.intercept)))
         pairs[:] = self.intercept
-        for start in range(0, len(self.support_vectors), _TILE):
-            stop = min(start + _TILE, len(self.support_vectors))
+        for start in range(0, len(self.support_vectors), TILE):
+            stop = min(start + TILE, len(self.support_vectors))
             kernel = tile @ self.support_vectors[start:stop].T
             kernel *= 2
             kernel -= squares[:, None]

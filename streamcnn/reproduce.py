@@ -10,7 +10,7 @@ import numpy as np
 from streamcnn.datasets import extended_yale_b
 from streamcnn.evaluate import evaluate
 from streamcnn.memory import MemoryMonitor, format_bytes
-from streamcnn.model import fit_model, prediction_chunk
+from streamcnn.model import fit_model, plan_decisions
 from streamcnn.presets import Settings
 from streamcnn.progress import Progress
 
@@ -51,9 +51,9 @@ def lee2017(folder: str | Path, settings: Settings, limit: int, n_seeds: int) ->
             accuracy = {}
             with monitor.stage("evaluate"):
                 for name in SUBSETS:
-                    chunk, peak = prediction_chunk(model, subsets[name], settings.n_jobs, limit)
-                    planned = max(planned, peak)
-                    accuracy[name] = evaluate(model, subsets[name], chunk, settings.n_jobs)["accuracy"]
+                    plan = plan_decisions(model, subsets[name], settings.n_jobs, limit)
+                    planned = max(planned, plan.peak_bytes)
+                    accuracy[name] = evaluate(model, subsets[name], plan.chunk_size, settings.n_jobs, monitor=monitor)["accuracy"]
             per_seed.append(accuracy)
     mean = {name: float(np.mean([a[name] for a in per_seed])) for name in SUBSETS}
     deviation = {name: float(np.std([a[name] for a in per_seed])) for name in SUBSETS}

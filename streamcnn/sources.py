@@ -120,7 +120,7 @@ class ImageSource:
     ----------
     dtype : dtype
         Type of the delivered pixels, uint8 or float32.
-    labels : int64 (n_samples,) or None
+    labels : int32 (n_samples,) or None
         Codes: positions in `classes_`.
     classes_ : ndarray (n_classes,) of str or integers, sorted, or None
     bad_files : list of (relative path, reason)

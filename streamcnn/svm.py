@@ -11,17 +11,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from streamcnn.errors import DataError, ParameterError
-from streamcnn.newton import LinearMachine, LinearProblem, group_size, solve
+from streamcnn.ladder import KERNELS, TILE, resolve_kernel
+from streamcnn.newton import LinearMachine, LinearProblem, solve
 from streamcnn.rbf import RbfMachine
 from streamcnn.rowinput import Batches, blocks_of, gather, is_batches, is_rows, open_rows, row_sizes, working_dtype
 from streamcnn.rows import ArrayRows, block_rows
-from streamcnn.selection import sample_rows, select
+from streamcnn.selection import select
 from streamcnn.threads import limit_blas, resolve_n_jobs
-
-KERNELS = ("auto", "linear", "rbf")
-RBF_ROWS, RBF_CLASSES = 20_000, 100
-# rows of one decision product: every block is cut into these
-_TILE = 64
 
 
 class StreamingSVC(ClassifierMixin, BaseEstimator):
@@ -138,13 +134,13 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             n_rows, mean_square, variance = row_sizes(source, dtype)
             y = self._labels(source, y, n_rows)
             check_classification_targets(y)
-            classes, codes = np.unique(y, return_inverse=True)
+            classes, codes, counts = _encode(y)
             if len(classes) < 2:
                 raise DataError(f"y must hold at least 2 classes, got 1 class: {classes[0]!r}")
-            weights = compute_class_weight(self.class_weight, classes=classes, y=y)
+            weights = self._class_weights(classes, counts)
             kernel = resolve_kernel(self.kernel, n_rows, len(classes))
             scale = 1 / np.sqrt(mean_square) if mean_square > 0 else 1.0
-            problem = LinearProblem(source, dtype, float(scale), codes.reshape(-1).astype(np.int32), np.asarray(weights, np.float64))
+            problem = LinearProblem(source, dtype, float(scale), codes, weights)
             gamma = None if isinstance(self.gamma, str) else float(self.gamma)
             if isinstance(self.gamma, str) and self.gamma == "scale":
                 gamma = 1 / (source.n_features * variance * scale**2) if variance > 0 else 1.0
@@ -203,6 +199,12 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         if len(y) != n_rows:
             raise DataError(f"y must have one label for each of {n_rows} rows, got {len(y)}")
         return y
+
+    def _class_weights(self, classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Weight of each class, (n_classes,) float64; "balanced" is n / (n_classes * count), as scikit-learn's."""
+        if isinstance(self.class_weight, str) and self.class_weight == "balanced":
+            return counts.sum() / (len(classes) * counts)
+        return np.asarray(compute_class_weight(self.class_weight, classes=classes, y=classes), np.float64)
 
     def _take(self, machine: RbfMachine | LinearMachine) -> None:
         """Make `machine` the fitted one and show its arrays under scikit-learn's names."""
@@ -309,13 +311,26 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         return svc
 
 
+def _encode(y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sorted classes, the code of each label (n,) int32, rows of each class.
+
+    Labels that are codes already, as a run's are, are taken as they are; a sort of them would take 24 bytes a row.
+    """
+    if y.dtype.kind in "iu" and len(y) and y.min() == 0 and y.max() < len(y):
+        counts = np.bincount(y)
+        if counts.all():
+            return np.arange(len(counts), dtype=y.dtype), y.astype(np.int32, copy=False), counts
+    classes, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
+    return classes, codes.reshape(-1).astype(np.int32), counts
+
+
 def _decide(machine: RbfMachine | LinearMachine, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     columns = machine.n_outputs
     if out is None:
         out = np.empty(len(rows) if columns == 1 else (len(rows), columns))
-    tile, result, table = np.zeros((_TILE, rows.shape[1])), np.empty((_TILE, columns)), out.reshape(len(rows), columns)
-    for start in range(0, len(rows), _TILE):
-        n_valid = min(_TILE, len(rows) - start)
+    tile, result, table = np.zeros((TILE, rows.shape[1])), np.empty((TILE, columns)), out.reshape(len(rows), columns)
+    for start in range(0, len(rows), TILE):
+        n_valid = min(TILE, len(rows) - start)
         tile[:n_valid], tile[n_valid:] = rows[start : start + n_valid], 0
         machine.decide(tile, result)
         table[start : start + n_valid] = result[:n_valid]
@@ -324,62 +339,3 @@ def _decide(machine: RbfMachine | LinearMachine, rows: np.ndarray, out: np.ndarr
 
 def _to_codes(decisions: np.ndarray) -> np.ndarray:
     return (decisions > 0).astype(np.intp) if decisions.ndim == 1 else decisions.argmax(axis=1)
-
-
-def resolve_kernel(kernel: str, n_rows: int, n_classes: int) -> str:
-    """What `kernel="auto"` means for these sizes.
-
-    Raises
-    ------
-    ParameterError
-        For an unknown kernel, or `"rbf"` beyond 20,000 rows or 100 classes.
-    """
-    if kernel not in KERNELS:
-        raise ParameterError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    small = n_rows <= RBF_ROWS and n_classes <= RBF_CLASSES
-    if kernel == "rbf" and not small:
-        raise ParameterError(
-            f'kernel="rbf" takes at most {RBF_ROWS} rows and {RBF_CLASSES} classes, got {n_rows} rows and {n_classes} classes; use '
-            'kernel="linear" or "auto"'
-        )
-    return kernel if kernel != "auto" else "rbf" if small else "linear"
-
-
-def svm_bytes(
-    kernel: str, n_rows: int, n_features: int, n_classes: int, cache_bytes: int = 200 << 20, itemsize: int = 4, label_bytes: int = 8
-) -> dict[str, int]:
-    """Bytes of each buffer of `StreamingSVC.fit`, C and gamma being chosen, what the source of the rows holds left out.
-
-    Parameters
-    ----------
-    kernel : {"auto", "linear", "rbf"}
-    n_rows, n_features, n_classes : int
-    cache_bytes : int
-        libsvm's kernel cache, of which it never uses more than 4 n^2.
-    itemsize, label_bytes : int
-        Of the rows and of a label.
-    """
-    kernel, k = resolve_kernel(kernel, n_rows, n_classes), n_features
-    sample = min(n_rows, sample_rows(kernel, k))
-    tile = 8 * _TILE * (k + n_classes)
-    claims = {"labels": (3 * label_bytes + 12) * n_rows, "row block": block_rows(k) * k * itemsize}
-    if kernel == "rbf":
-        return claims | {
-            # the sample is gone before all rows are read
-            "float64 rows": max(8 * n_rows, (2 * itemsize + 16) * sample) * k,
-            # one pointer, index and length for each row, and one more set for the pair being solved
-            "libsvm rows": 2 * 24 * n_rows,
-            "kernel cache": min(cache_bytes, 4 * n_rows * n_rows),
-            "support vectors": 8 * n_rows * (k + n_classes),
-            "decisions": tile + 8 * _TILE * (1024 + n_classes * n_classes),
-        }
-    group, k1 = group_size(k, n_classes if n_classes > 2 else 1), k + 1
-    return claims | {
-        "sample": 2 * sample * k * itemsize,
-        "scaled blocks": 2 * block_rows(k) * k1 * itemsize,
-        "margins": 3 * group * block_rows(k) * itemsize,
-        "Hessians": 8 * group * k1 * k1,
-        "block product and factor": (itemsize + 16) * k1 * k1,
-        "planes": 8 * 8 * n_classes * k1,
-        "decisions": tile,
-    }

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 ORDER = """
-errors files threads rows memory
+errors files threads rows system tracing memory
 labels imagefiles sources arrayfiles h5images images
 kernels.jit kernels kernels.half kernels.simd kernels.naive kernels.cpu kernels.warp
 datasets preprocess filters network arrays shards store
-rowinput moments incremental projection pca newton rbf selection svm
-presets plan features progress pipeline model evaluate estimators demo reproduce commands cli __init__ __main__
+rowinput moments incremental projection pca newton rbf selection ladder svm
+presets planning stages plan features progress pipeline model evaluate estimators demo reproduce commands cli __init__ __main__
 """.split()
 
 

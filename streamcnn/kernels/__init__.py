@@ -37,7 +37,11 @@ local_contrast(images, window, epsilon, scratch, out)
 contrast_scratch(image_shape, window) -> int
     float32 numbers of scratch per worker for it.
 
-The last three read (n, H, W, C) uint8 or float32 and write float32 `out` of the same shape, which may be `images` itself.
+pending_bytes(steps) -> int
+    What the process will still grow by when convolution and these preprocessing steps are first called: compiler and compiled code.
+
+`standardize`, `log` and `local_contrast` read (n, H, W, C) uint8 or float32 and write float32 `out` of the same shape, which may be
+`images` itself.
 """
 
 import importlib

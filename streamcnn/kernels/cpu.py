@@ -9,10 +9,12 @@ import numpy as np
 
 from streamcnn.errors import ParameterError
 from streamcnn.kernels import ACTIVATIONS, POOLS
+from streamcnn.kernels.half import KERNELS as HALF_KERNELS
 from streamcnn.kernels.jit import jit, run_workers
+from streamcnn.kernels.jit import pending_bytes as pending_of
 from streamcnn.kernels.simd import choose_tile, convolve, deinterleave, interleave, tile_shape
 
-__all__ = ["contrast_scratch", "conv_layer", "conv_scratch", "local_contrast", "log", "standardize"]
+__all__ = ["contrast_scratch", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
 
 TILE = choose_tile()
 _MEAN, _SPLIT = POOLS["mean"], ACTIVATIONS["split"]
@@ -390,3 +392,9 @@ def _add_moments(x, total, squares):
 def _add(x, total):
     for i in range(x.size):
         total[i] += x[i]
+
+
+def pending_bytes(steps: tuple[str, ...]) -> int:
+    """Bytes this process will still grow by when these kernels come into use; see the package."""
+    of_step = {"standardize": _standardize_worker, "log": _log_worker, "local_contrast": _contrast_worker}
+    return pending_of([_conv_worker, *HALF_KERNELS, *(of_step[step] for step in steps)])

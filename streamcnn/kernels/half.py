@@ -42,6 +42,9 @@ def _narrow(source, target):
     return largest
 
 
+KERNELS = (_narrow, _widen)
+
+
 def widen(source: np.ndarray, target: np.ndarray) -> None:
     """Write finite rows of float16 (or float32, as they are) as float32.
 

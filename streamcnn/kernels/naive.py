@@ -74,3 +74,10 @@ def local_contrast(images, window: int, epsilon: float, scratch, out) -> None:
             for j in range(x.shape[1]):
                 box = x[max(i - half, 0) : i + half + 1, max(j - half, 0) : j + half + 1]
                 result[i, j] = (x[i, j] - box.mean(axis=(0, 1))) / (box.std(axis=(0, 1)) + epsilon)
+
+
+def pending_bytes(steps: tuple[str, ...]) -> int:
+    """What float16 conversion, the one compiled kernel beside this reference, will add; see the package."""
+    from streamcnn.kernels import half, jit
+
+    return jit.pending_bytes(half.KERNELS)

@@ -1,0 +1,170 @@
+"""A plan under a limit: stages with named claims, their table, the largest chunk that fits, and the refusal when none does."""
+
+import html
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from streamcnn.errors import MemoryBudgetError
+from streamcnn.memory import claims_table, format_bytes
+
+CHUNK_SIZES = (1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
+# chunks are as large as leaves a fifth of the limit unplanned; only the smallest may take all of it
+COMFORT = 0.8
+
+
+@dataclass
+class StagePlan:
+    """One stage: its buffers in bytes, how often it reads the images or rows, and what it writes to disk."""
+
+    name: str
+    claims: dict[str, int]
+    passes: int = 1
+    disk_bytes: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.claims.values())
+
+
+def added(*parts: dict[str, int]) -> dict[str, int]:
+    """Claims of several parts; what two of them call by the same name adds up."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return {name: int(size) for name, size in total.items() if size}
+
+
+def reserve(n_bytes: int) -> int:
+    """What allocators round up and keep of `n_bytes`: a fortieth, 16 MiB at least. So a run that takes all of its plan stays below
+    the 98 % of the limit at which it would stop."""
+    return max(16 << 20, n_bytes // 40)
+
+
+@dataclass
+class MemoryPlan:
+    """What runs under a limit: the claims of every stage on top of what the process holds anyway.
+
+    Attributes
+    ----------
+    limit : int
+        Bytes.
+    base : dict of str to int
+        What the process holds whatever the stage; the first claim is what it held when the plan was made.
+    chunk_size : int
+        Images per kernel call.
+    stages : list of StagePlan
+    """
+
+    limit: int
+    base: dict[str, int]
+    chunk_size: int
+    stages: list[StagePlan]
+
+    @property
+    def base_bytes(self) -> int:
+        return sum(self.base.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Planned peak of resident memory of the process."""
+        return max(self.planned(stage.name) for stage in self.stages)
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(stage.disk_bytes for stage in self.stages)
+
+    def stage(self, name: str) -> StagePlan:
+        """The stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def planned(self, name: str) -> int:
+        """Planned resident memory of the process while a stage runs."""
+        held = self.base_bytes + self.stage(name).total
+        return held + reserve(held)
+
+    def check(self) -> None:
+        """Refuse a plan that does not fit.
+
+        Raises
+        ------
+        MemoryBudgetError
+            With the itemised table, the smallest limit that would do, and what would lower it.
+        """
+        if self.peak_bytes <= self.limit:
+            return
+        worst = max(self.stages, key=lambda stage: stage.total)
+        largest = max(worst.claims, key=lambda name: worst.claims[name])
+        claims = self.base | worst.claims
+        held = sum(claims.values())
+        raise MemoryBudgetError(
+            f"memory_limit of {format_bytes(self.limit)} is too small: stage {worst.name} needs {format_bytes(self.peak_bytes)} even with "
+            f"the smallest chunk, most of it for {largest}; set memory_limit to at least {-(-self.peak_bytes // (1 << 20))}MiB, or "
+            f"{self._way(worst.name)}\n" + claims_table(claims | {"reserve": reserve(held)})
+        )
+
+    def _way(self, stage: str) -> str:
+        if 2 * self.base["already in use"] > self.limit:
+            return "free what this process holds already"
+        return "try smaller images, fewer filters or a larger stride"
+
+    def _rows(self) -> list[tuple[str, str, str, str, str]]:
+        rows = []
+        for s in self.stages:
+            largest = sorted(s.claims.items(), key=lambda item: -item[1])[:3]
+            text = ", ".join(f"{name} {format_bytes(n)}" for name, n in largest)
+            rows.append((s.name, format_bytes(self.planned(s.name)), format_bytes(s.disk_bytes), str(s.passes), text))
+        return rows
+
+    def _notes(self) -> list[str]:
+        base = ", ".join(f"{name} {format_bytes(n)}" for name, n in self.base.items())
+        return [
+            f"{self.chunk_size} images a chunk; in every stage: {base}",
+            f"planned peak {format_bytes(self.peak_bytes)} of {format_bytes(self.limit)}; disk {format_bytes(self.disk_bytes)}",
+        ]
+
+    _HEAD = ("stage", "memory", "disk", "passes", "largest buffers")
+
+    def __str__(self):
+        lines = [f"{a:<10} {b:>10} {c:>10} {d:>7}  {e}" for a, b, c, d, e in [self._HEAD, *self._rows()]]
+        return "\n".join(lines + self._notes())
+
+    def _repr_html_(self):
+        def row(cells, tag):
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "".join(row(cells, "td") for cells in self._rows())
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
+        return f"<table><thead>{row(self._HEAD, 'th')}</thead><tbody>{body}</tbody></table>{notes}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        stages = [
+            {"name": s.name, "bytes": self.planned(s.name), "claims": s.claims, "passes": s.passes, "disk_bytes": s.disk_bytes}
+            for s in self.stages
+        ]
+        sizes = {"memory_limit_bytes": self.limit, "already_in_use_bytes": self.base["already in use"], "base_claims": self.base}
+        sizes |= {"planned_peak_bytes": self.peak_bytes, "disk_bytes": self.disk_bytes}
+        return sizes | {"stages": stages, "chunk_size": self.chunk_size}
+
+
+AnyPlan = TypeVar("AnyPlan", bound=MemoryPlan)
+
+
+def choose_chunk(limit: int, n_images: int, build: Callable[[int], "AnyPlan"]) -> "AnyPlan":
+    """The plan of the largest chunk whose peak is at most 80 % of the limit, else of the smallest, checked.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When the smallest does not fit either.
+    """
+    result = None
+    for chunk in [c for c in CHUNK_SIZES if c < 2 * n_images]:
+        result = build(chunk)
+        if result.peak_bytes <= COMFORT * limit:
+            break
+    assert result is not None
+    result.check()
+    return result

@@ -1,0 +1,150 @@
+"""Bytes, passes and disk of every stage, from shapes alone: each buffer is named here before anything runs.
+
+All of it is for one process: workers are threads, which share its memory.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamcnn.filters import selection_bytes
+from streamcnn.images import ImageSource
+from streamcnn.ladder import decision_bytes, machine_bytes, svm_bytes, svm_passes
+from streamcnn.network import CALIBRATION_BYTES, DRAW_CHUNK, Network
+from streamcnn.pca import pca_bytes, pca_passes
+from streamcnn.planning import StagePlan, added
+from streamcnn.rows import block_rows
+from streamcnn.shards import open_shard_bytes, shard_rows
+from streamcnn.system import resident_bytes
+
+# rows per matrix product when predicting: the same for one image and for a million, so that a prediction never depends on its
+# neighbours, and small, so that one image is quick
+PREDICT_BLOCK = 64
+# what a source holds from the moment it is open, and so is resident already
+_HELD = ("labels", "names", "digits")
+# measured: BLAS work space and the modules that scikit-learn and SciPy load on first use; each BLAS thread has its own
+_LIBRARY_BYTES, _THREAD_BYTES = 12 << 20, 6 << 20
+# HDF5 keeps about 3 KiB for each source of a virtual data set until the file is closed (measured from 100 to 10,000 shards)
+_VIRTUAL_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Everything the bytes of a run follow from, besides the chunk size."""
+
+    n_rows: int
+    n_features: int
+    n_components: int | None
+    pca_solver: str | None
+    kernel: str
+    class_counts: tuple[int, ...]
+    feature_dtype: str
+    keep_features: bool
+    n_jobs: int
+    svc_cache_bytes: int
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a stored feature."""
+        return np.dtype(self.feature_dtype).itemsize
+
+    @property
+    def reduced(self) -> int:
+        """Width of the rows the SVM gets."""
+        return self.n_features if self.n_components is None else self.n_components
+
+    @property
+    def feature_bytes(self) -> int:
+        """Disk for feature shards."""
+        return self.n_rows * self.n_features * self.itemsize
+
+    @property
+    def reduced_bytes(self) -> int:
+        """Disk for reduced shards."""
+        return 0 if self.n_components is None else self.n_rows * self.n_components * 4
+
+
+def base_claims(source: ImageSource, steps: tuple[str, ...], n_jobs: int, kernels) -> dict[str, int]:
+    """What the process holds whatever the stage: the first claim is what it held on entry."""
+    held = {name: size for name, size in source.scratch_bytes(1).items() if name in _HELD}
+    return added(
+        {"already in use": max(0, resident_bytes() - sum(held.values()))},
+        held,
+        {"compiled kernels": kernels.pending_bytes(steps), "libraries": _LIBRARY_BYTES + n_jobs * _THREAD_BYTES},
+    )
+
+
+def image_bytes(source: ImageSource) -> int:
+    """Bytes of one image as delivered."""
+    return source.row_values * source.dtype.itemsize
+
+
+def calibration_rows(source: ImageSource) -> int:
+    """Images in the sample on which filters are scaled: 16 to 256, about 16 MiB; follows shapes alone."""
+    return min(source.n_samples, max(16, min(256, CALIBRATION_BYTES // image_bytes(source))))
+
+
+def image_claims(source: ImageSource, network: Network, chunk: int, dtype: str, n_jobs: int, kernels) -> dict[str, int]:
+    """Bytes to read a chunk of images and turn it into rounded feature rows."""
+    chunk = min(chunk, source.n_samples)
+    reading = {name: size for name, size in source.scratch_bytes(chunk).items() if name not in _HELD}
+    rounded = {"rounded rows": chunk * network.n_features * np.dtype(dtype).itemsize}
+    if dtype != "float16":  # numpy's mask of finite values; float16 is checked while it is rounded
+        rounded["rounded rows"] += chunk * network.n_features
+    return added({"pixels": chunk * image_bytes(source)}, reading, network.buffer_bytes(chunk, n_jobs, kernels), rounded)
+
+
+def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int, kernels) -> list[StagePlan]:
+    """The stages of a fit with chunks of `chunk` images, in order."""
+    s, d, k = shapes, shapes.n_features, shapes.n_components
+    images = image_claims(source, network, chunk, s.feature_dtype, s.n_jobs, kernels)
+    reading = {"stored rows": block_rows(d) * d * s.itemsize, "HDF5 features": open_shard_bytes(d, s.itemsize)}
+    if not s.keep_features:
+        reading = images
+    result = [StagePlan("filters", _drawing(source, network, s.n_jobs, kernels))]
+    if s.keep_features:
+        writing = {"HDF5 features": open_shard_bytes(d, s.itemsize), "label codes": 16 * chunk}
+        result.append(StagePlan("extract", added(images, writing), 1, s.feature_bytes))
+    if k is not None and s.pca_solver is not None:
+        result.append(StagePlan("pca", added(reading, pca_bytes(s.pca_solver, d, k, s.n_rows)), pca_passes(s.pca_solver)))
+        blocks = {"row block": block_rows(d) * d * 4, "reduced block": block_rows(d) * k * 4, "components": 12 * k * d + 32 * d}
+        result.append(StagePlan("project", added(reading, blocks, {"HDF5 reduced": open_shard_bytes(k, 4)}), 1, s.reduced_bytes))
+        reading = {"HDF5 reduced": open_shard_bytes(k, 4), "components": 8 * k * d}
+    svm = svm_bytes(s.kernel, s.reduced, s.class_counts, cache_bytes=s.svc_cache_bytes)
+    result.append(StagePlan("svm", added(reading, svm), svm_passes(s.kernel)))
+    model = fitted_bytes(network, s)
+    shards = -(-s.n_rows // shard_rows(d, s.itemsize)) if s.keep_features else 0
+    result.append(StagePlan("save", added({"model": model, "virtual data set": _VIRTUAL_BYTES * shards, "HDF5 model": 4 << 20}), 0, model))
+    return result
+
+
+def _drawing(source: ImageSource, network: Network, n_jobs: int, kernels) -> dict[str, int]:
+    """Bytes to draw the filters and scale them on a sample of images."""
+    sample = calibration_rows(source)
+    scratch = {name: size for name, size in source.scratch_bytes(sample).items() if name not in _HELD}
+    bank = max(selection_bytes(g.filters_shape) for g in network.geometry)
+    probing = sum(network.buffer_bytes(min(DRAW_CHUNK, sample), n_jobs, kernels).values())
+    return added({"sample of images": sample * image_bytes(source), "filter bank": max(bank, 2 * probing)}, scratch)
+
+
+def fitted_bytes(network: Network, shapes: Shapes) -> int:
+    """Bytes of a fitted model's arrays, at the most."""
+    s, n_classes = shapes, len(shapes.class_counts)
+    filters = sum(4 * int(np.prod(g.filters_shape)) for g in network.geometry)
+    components = 0 if s.n_components is None else 8 * s.n_components * (s.n_features + 3) + 16 * s.n_features
+    return filters + components + machine_bytes(s.kernel, s.reduced, n_classes, s.n_rows)
+
+
+def predict_claims(network: Network, n_components: int | None, kernel: str, n_classes: int, n_support: int) -> dict[str, int]:
+    """Bytes that predicting holds besides the model, images and features: blocks, the projection in float32, decisions."""
+    d = network.n_features
+    width = d if n_components is None else n_components
+    blocks = {"feature block": 4 * PREDICT_BLOCK * d}
+    if n_components is not None:
+        blocks |= {"reduced block": 4 * PREDICT_BLOCK * width, "projection": 12 * width * d + 16 * d}
+    return added(blocks, {"decisions": decision_bytes(kernel, width, n_classes, n_support) + 16 * PREDICT_BLOCK * n_classes})
+
+
+def evaluate_claims(source: ImageSource, n_classes: int) -> dict[str, int]:
+    """Bytes to compare predictions with labels: the labels in the model's codes, and counts as array, as lists and as JSON."""
+    return {"labels": 12 * source.n_samples, "confusion matrix": 24 * n_classes * n_classes}
