@@ -12,13 +12,16 @@ from typing import Any
 import h5py
 import numpy as np
 
-from streamcnn.errors import FileError, ModelError
+from streamcnn.errors import FileError, MemoryBudgetError, ModelError
 from streamcnn.files import replacing
+from streamcnn.memory import format_bytes
+from streamcnn.system import resident_bytes
 
 # a version-3 superblock carries checksums of its own, and older h5py still reads it
 LIBVER = ("v110", "v110")
 _MAX_BYTES = 1 << 40
 _MAX_HEADER = 1 << 26
+_SMALL_FILE = 16 << 20
 
 
 def array_hash(arrays: dict[str, np.ndarray]) -> str:
@@ -60,8 +63,18 @@ def _chunks(array: np.ndarray) -> tuple[int, ...]:
     return (min(rows, array.shape[0]), *array.shape[1:])
 
 
-def load_arrays(path: Path, format_name: str, newest_version: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load_arrays(
+    path: Path, format_name: str, newest_version: int, memory_limit: int | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what `save_arrays` wrote, trusting nothing.
+
+    Parameters
+    ----------
+    path : Path
+    format_name : str
+    newest_version : int
+    memory_limit : int or None
+        Bytes for the whole process, which then has to have room for the file.
 
     Returns
     -------
@@ -73,9 +86,18 @@ def load_arrays(path: Path, format_name: str, newest_version: int) -> tuple[dict
         The file is missing.
     ModelError
         The file is damaged, of another kind or version, or holds anything but plain arrays.
+    MemoryBudgetError
+        The file is larger than what the limit leaves.
     """
     if not path.is_file():
         raise FileError(f"{path}: no such file")
+    size, held = path.stat().st_size, resident_bytes()
+    # a small file never matters: a limit that far down is refused by the plan of what follows, with its table
+    if memory_limit is not None and size > _SMALL_FILE and held + size > memory_limit:
+        raise MemoryBudgetError(
+            f"memory_limit of {format_bytes(memory_limit)} is too small to load {path}: it holds {format_bytes(size)}, and this process "
+            f"already has {format_bytes(held)} in use; set memory_limit to at least {((held + size) >> 20) + 4}MiB"
+        )
     try:
         with h5py.File(path, "r") as file:
             arrays = {name: _read_plain(file, name, path) for name in _plain_names(file, path)}

@@ -95,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (("verify", "check a store or a model against its checksums and hashes"), ("info", "describe a store or a model")):
         command = add(name, text)
         command.add_argument("path")
+        command.add_argument("--memory-limit", metavar="SIZE", help='resident memory of the whole process, such as "1GiB"')
         command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     return parser
 

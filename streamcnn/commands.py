@@ -217,7 +217,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     start = time.perf_counter()
     with MemoryMonitor(limit) as monitor, _open(args, args.data, need_labels=True) as source:
-        model = load_model(args.model)
+        model = load_model(args.model, limit)
         plan = plan_decisions(model, source, n_jobs, limit, args.device, evaluate_claims(source, len(model.classes_)))
         progress = Progress(1, monitor)
         measured = _evaluate(model, source, n_jobs, args.device, plan.chunk_size, plan.peak_bytes, progress, seconds, monitor)
@@ -250,7 +250,7 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
         check_output_file(output, "--output")
     start = time.perf_counter()
     with MemoryMonitor(limit) as monitor, _open(args, args.data, need_labels=False) as source:
-        model = load_model(args.model)
+        model = load_model(args.model, limit)
         plan = plan_decisions(model, source, n_jobs, limit, args.device)
         with monitor.stage("predict", plan.peak_bytes):
             if output is not None:
@@ -324,17 +324,19 @@ def reproduce(args: argparse.Namespace) -> dict[str, Any]:
 
 def verify(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn verify PATH`."""
-    path = Path(args.path)
-    if path.is_dir():
-        store = FeatureStore(path)
-        problems = store.verify()
-        shards = len(store.shards("features")) + len(store.shards("reduced"))
-        result: dict[str, Any] = {"path": args.path, "kind": "store", "ok": not problems, "problems": problems, "shards": shards}
-        checked = f"{shards} shards"
-    else:
-        load_model(path)
-        result = {"path": args.path, "kind": "model", "ok": True, "problems": [], "shards": None}
-        checked = "model"
+    path, limit = Path(args.path), resolve_limit(args.memory_limit)
+    with MemoryMonitor(limit) as monitor:
+        if path.is_dir():
+            store = FeatureStore(path)
+            problems = store.verify(limit)
+            shards = len(store.shards("features")) + len(store.shards("reduced"))
+            result: dict[str, Any] = {"path": args.path, "kind": "store", "ok": not problems, "problems": problems, "shards": shards}
+            checked = f"{shards} shards"
+        else:
+            load_model(path, limit)
+            result = {"path": args.path, "kind": "model", "ok": True, "problems": [], "shards": None}
+            checked = "model"
+    result |= {"memory_limit_bytes": limit, "peak_rss_bytes": monitor.peak_bytes, "peak_exact": monitor.exact}
     if problems := result["problems"]:
         if args.json:
             sys.stdout.write(json.dumps(result) + "\n")
@@ -352,7 +354,7 @@ def info(args: argparse.Namespace) -> dict[str, Any]:
         result: dict[str, Any] = {"kind": "store", "n_rows": store.n_rows, "n_features": store.n_features, "bytes": store.nbytes}
         result |= {"stages": stages, **{name: store.config.get(name) for name in ("parameters", "source", "bad_files", "versions")}}
     else:
-        model = load_model(path)
+        model = load_model(path, resolve_limit(args.memory_limit))
         result = {"kind": "model", "image_shape": list(model.image_shape), "classes": model.classes_.tolist(), **model.header}
         layers = [{"filters": list(f.shape), **i} for f, i in zip(model.network.filters, model.network.info)]
         result |= {"network": layers, "n_features": model.network.n_features, "bytes": path.stat().st_size}

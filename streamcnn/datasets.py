@@ -1,20 +1,15 @@
 """Data sets for demonstrations, tests and the paper's experiment: digits, a digit stream of any length, Extended Yale B."""
 
-import hashlib
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from streamcnn.errors import DataError, FileError, ParameterError
 from streamcnn.imagefiles import Listing, list_images
-from streamcnn.images import FolderSource, ImageSource
-from streamcnn.labels import encode_labels
-from streamcnn.threads import resolve_n_jobs
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+from streamcnn.images import FolderSource
+from streamcnn.variations import Variations, check_whole, hash_counters, seed_key
 
 
 def load_digits_images(size: int = 64) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +26,7 @@ def load_digits_images(size: int = 64) -> tuple[np.ndarray, np.ndarray]:
         Bilinear between pixel centres (edges repeated) from 8 x 8; 0 to 16 become 0 to 255.
     labels : int64 (1797,)
     """
-    _check_whole("size", size, 1)
+    check_whole("size", size, 1)
     digits, labels = _digits()
     place = np.clip((np.arange(size) + 0.5) * (8 / size) - 0.5, 0, 7)
     low = np.minimum(place.astype(int), 6)
@@ -54,7 +49,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 def digits_split(seed: int = 0) -> np.ndarray:
     """Which of the 1797 digits are for training: bool (1797,), 80 % of each class, drawn by a hash of (seed, row)."""
     labels = _digits()[1]
-    draws = _hash(_seed_key(seed), np.arange(len(labels)))
+    draws = hash_counters(seed_key(seed), np.arange(len(labels)))
     train = np.zeros(len(labels), bool)
     for digit in range(10):
         rows = np.flatnonzero(labels == digit)
@@ -62,27 +57,7 @@ def digits_split(seed: int = 0) -> np.ndarray:
     return train
 
 
-def _hash(key: np.uint64, counters: np.ndarray) -> np.ndarray:
-    """splitmix64 of the counters under `key`: uint64, the same on every machine."""
-    with np.errstate(over="ignore"):
-        x = key + counters.astype(np.uint64) * _GOLDEN
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-
-def _seed_key(seed: int) -> np.uint64:
-    _check_whole("seed", seed, 0)
-    # hashed, so that the rows of seed 1 are not those of seed 0 moved on by one
-    return _hash(np.uint64(0x5EED), np.array([seed % 2**64], np.uint64))[0]
-
-
-def _check_whole(name: str, value, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ParameterError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-
-class EnlargedDigits(ImageSource):
+class EnlargedDigits(Variations):
     """Digits enlarged and distorted, as many as wanted, computed when they are read.
 
     Row r is a pure function of (seed, r): which original, how it is turned (up to 12 degrees), scaled (0.85 to 1.15) and moved
@@ -106,45 +81,18 @@ class EnlargedDigits(ImageSource):
     kind = "digits"
 
     def __init__(self, n_samples: int, size: int = 64, seed: int = 0, originals=None):
-        _check_whole("n_samples", n_samples, 1)
-        _check_whole("size", size, 1)
+        check_whole("size", size, 1)
         digits, digit_labels = _digits()
         allowed = np.arange(len(digits)) if originals is None else np.asarray(originals, dtype=np.int64)
         if allowed.ndim != 1 or not len(allowed) or allowed.min() < 0 or allowed.max() >= len(digits):
             raise ParameterError(f"originals must be rows of the digits, 0 to {len(digits) - 1}, at least one")
-        key = _seed_key(seed)
-        self.size, self.seed, self._key = int(size), int(seed), key
-        self._allowed = allowed
-        self._pictures = np.pad(digits, ((0, 0), (1, 1), (1, 1)))
-        # from other bits than the kernel's draws, which hash these keys once more
-        self.original_index = allowed[(self._keys(0, n_samples) % np.uint64(len(allowed))).astype(np.int64)]
-        self._digit_labels = digit_labels
-        super().__init__(n_samples, (size, size, 1), np.uint8, encode_labels(digit_labels[self.original_index], n_samples))
+        self.size = int(size)
+        super().__init__(np.pad(digits, ((0, 0), (1, 1), (1, 1))), digit_labels, n_samples, (size, size, 1), seed, allowed)
 
-    def _keys(self, start: int, stop: int) -> np.ndarray:
-        return _hash(self._key, np.arange(start, stop))
-
-    def _fill(self, start, stop, out):
+    def _vary(self, keys, originals, out, n_threads):
         from streamcnn.kernels.warp import warp  # numba is loaded by those who draw digits only
 
-        keys = self._keys(start, stop)
-        warp(self._pictures, keys, self.original_index[start:stop], out[:, :, :, 0], min(resolve_n_jobs(None), max(1, stop - start)))
-
-    def blocks(self, block_size: int = 1024) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (images, labels, original_index) of following rows; images are a view of one buffer used again."""
-        start = 0
-        for images, _ in self.iter_chunks(block_size):
-            index = self.original_index[start : start + len(images)]
-            yield images, self._digit_labels[index], index
-            start += len(images)
-
-    def _scratch(self, chunk_size):
-        fixed = self._pictures.nbytes + self.original_index.nbytes + self._allowed.nbytes + self._digit_labels.nbytes
-        return {"digits": fixed, "keys": 4 * 8 * min(chunk_size, self.n_samples)}
-
-    def _identity(self):
-        allowed = hashlib.sha256(self._allowed.astype("<i8").tobytes()).hexdigest()
-        return {**super()._identity(), "seed": self.seed, "originals": allowed}
+        warp(self._pictures, keys, originals, out[:, :, :, 0], n_threads)
 
 
 def enlarged_digits(n_samples: int, size: int = 64, seed: int = 0, originals=None) -> EnlargedDigits:

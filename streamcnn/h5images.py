@@ -1,7 +1,7 @@
 """Images in HDF5 files: read slice by slice, and written block by block in bounded memory."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import numpy as np
 from streamcnn.arrayfiles import file_facts, first_line
 from streamcnn.errors import DataError, FileError, StreamCNNError
 from streamcnn.files import replacing
-from streamcnn.labels import encode_labels, label_values
+from streamcnn.labels import encode_labels, encode_pieces, label_values
 from streamcnn.sources import PIECE_BYTES, ImageSource, check_finite, deliver, resolve_shape
 
 _MIN_CACHE = 1 << 20
 _MAX_CACHE = 32 << 20
 _CACHE_SLOTS = 8191
 _WRITE_CHUNK = 1 << 20
+_LABELS = 1 << 16
 
 
 def open_h5_file(path: Path) -> h5py.File:
@@ -111,7 +112,7 @@ class H5Source(ImageSource):
             elif labels_key is not None or "labels" in file:
                 labels_key = labels_key or "labels"
                 where = f"{path}, key {labels_key}"
-                encoded = encode_labels(_read_labels(file, labels_key, path, n_samples), n_samples, where)
+                encoded = encode_pieces(_read_labels(file, labels_key, path, n_samples), n_samples, where)
             elif need_labels:
                 raise DataError(f"{path}: has no data set labels; give labels= or labels_key= one of {', '.join(_keys(file))}")
             super().__init__(n_samples, shape, data.dtype, encoded)
@@ -185,12 +186,15 @@ class H5Source(ImageSource):
         return {**super()._identity(), **file_facts(self.path), "key": self.key.strip("/")}
 
 
-def _read_labels(file: h5py.File, key: str, path: Path, n_samples: int) -> np.ndarray:
+def _read_labels(file: h5py.File, key: str, path: Path, n_samples: int) -> Iterator[np.ndarray]:
+    """The labels in pieces."""
     data = _find(file, key, path, "labels_key")
     if data.shape not in ((n_samples,), (n_samples, 1)):
         raise DataError(f"{path}, key {key}: must hold one label for each of the {n_samples} images, got shape {data.shape}")
     try:
-        return data.asstr("utf-8")[...] if h5py.check_string_dtype(data.dtype) is not None else data[...]
+        values = data.asstr("utf-8") if h5py.check_string_dtype(data.dtype) is not None else data
+        for start in range(0, n_samples, _LABELS):
+            yield values[start : start + _LABELS]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, key {key}: labels must be UTF-8 ({error})") from None
     except (OSError, RuntimeError) as error:

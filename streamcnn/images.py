@@ -189,7 +189,7 @@ class FolderSource(ImageSource):
         # on the way to the final size Pillow may hold a picture of up to four times its sides
         height, width, _ = self.image_shape
         resizing = 64 * height * width if self._decoder.resize else 0
-        return {"names": self._names_bytes, "decoded file": self._decoding + resizing + 12 * self.row_values}
+        return {"names": self._names_bytes, "decoded file": self._decoding + resizing}
 
     def _identity(self):
         # not the number of samples: which files are bad does not change what the folder is

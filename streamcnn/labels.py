@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from streamcnn.errors import DataError
 
-_PIECE = 1 << 18
+_PIECE = 1 << 16
 
 
 def label_values(values, source: str = "labels") -> np.ndarray:
@@ -85,13 +87,34 @@ def encode_labels(values, n_samples: int, source: str = "labels") -> tuple[np.nd
     values = label_values(values, source)
     if len(values) != n_samples:
         raise DataError(f"{source} must have one value for each of the {n_samples} images, got {len(values)}")
-    # piece by piece: a sort of all labels, and 8 bytes of position for each, would be the largest thing in memory for many images
-    pieces = range(0, n_samples, _PIECE)
-    classes = np.unique(np.concatenate([np.unique(values[start : start + _PIECE]) for start in pieces]))
-    codes = np.empty(n_samples, np.int32)
-    for start in pieces:
-        codes[start : start + _PIECE] = np.searchsorted(classes, values[start : start + _PIECE])
-    return codes, classes
+    return encode_pieces((values[start : start + _PIECE] for start in range(0, n_samples, _PIECE)), n_samples, source)
+
+
+def encode_pieces(pieces: Iterable, n_samples: int, source: str = "labels") -> tuple[np.ndarray, np.ndarray]:
+    """`encode_labels` of labels that arrive in pieces of `n_samples` in all.
+
+    A sort of all labels with 8 bytes of position each, or a string for each, would be the largest thing in memory for many images.
+    """
+    codes, done = np.empty(n_samples, np.int32), 0
+    # classes in the order in which they appear
+    seen: dict[Any, int] = {}
+    dtype = np.dtype(np.int64)
+    for piece in pieces:
+        values = label_values(piece, source)
+        if seen and (values.dtype.kind == "U") != (dtype.kind == "U"):
+            raise DataError(f"Unknown label type: {source} must be all whole numbers or all strings, got both")
+        dtype = np.promote_types(dtype, values.dtype) if seen else values.dtype
+        unique, inverse = np.unique(values, return_inverse=True)
+        places = np.array([seen.setdefault(value, len(seen)) for value in unique.tolist()], np.int32)
+        codes[done : done + len(values)] = places[inverse.reshape(-1)]
+        done += len(values)
+    classes = np.array(list(seen), dtype)
+    order = np.argsort(classes)
+    sorted_place = np.empty(len(order), np.int32)
+    sorted_place[order] = np.arange(len(order))
+    for start in range(0, n_samples, _PIECE):
+        codes[start : start + _PIECE] = sorted_place[codes[start : start + _PIECE]]
+    return codes, classes[order]
 
 
 def labels_digest(codes: np.ndarray, classes: np.ndarray) -> str:

@@ -13,7 +13,7 @@ from streamcnn.features import FeatureExtractor
 from streamcnn.files import scratch_folder
 from streamcnn.images import ImageSource
 from streamcnn.kernels import get_kernels, resolve_device
-from streamcnn.memory import MemoryMonitor
+from streamcnn.memory import MemoryMonitor, parse_bytes
 from streamcnn.network import Network
 from streamcnn.pca import StreamingPCA
 from streamcnn.pipeline import Report, Run, library_versions
@@ -131,8 +131,14 @@ class Model:
         save_arrays(Path(path), self.to_arrays(), header)
 
 
-def load_model(path: str | Path) -> Model:
+def load_model(path: str | Path, memory_limit: int | str | None = None) -> Model:
     """Read a model file; nothing in it is executed.
+
+    Parameters
+    ----------
+    path : str or Path
+    memory_limit : int, str or None
+        Of the whole process: a model that does not fit is refused before it is read. None is any size.
 
     Raises
     ------
@@ -140,9 +146,11 @@ def load_model(path: str | Path) -> Model:
         The file is missing.
     ModelError
         It is no model, damaged, or of a newer version.
+    MemoryBudgetError
+        It is larger than what the limit leaves.
     """
     path = Path(path)
-    arrays, header = load_arrays(path, FORMAT, FORMAT_VERSION)
+    arrays, header = load_arrays(path, FORMAT, FORMAT_VERSION, None if memory_limit is None else parse_bytes(memory_limit))
     try:
         parts: dict[str, dict[str, np.ndarray]] = {"network": {}, "pca": {}, "svm": {}}
         for name, array in arrays.items():

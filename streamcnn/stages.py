@@ -21,7 +21,7 @@ from streamcnn.system import resident_bytes
 # neighbours, and small, so that one image is quick
 PREDICT_BLOCK = 64
 # what a source holds from the moment it is open, and so is resident already
-_HELD = ("labels", "names", "digits")
+_HELD = ("labels", "names", "originals")
 # measured: BLAS work space and the modules that scikit-learn and SciPy load on first use; each BLAS thread has its own
 _LIBRARY_BYTES, _THREAD_BYTES = 12 << 20, 6 << 20
 # HDF5 keeps about 3 KiB for each source of a virtual data set until the file is closed (measured from 100 to 10,000 shards)

@@ -177,12 +177,12 @@ class FeatureStore:
         self._rewrite_manifest()
         self._record({"stage": stage, "digest": digest, "arrays": arrays is not None, **info})
 
-    def stage_arrays(self, stage: str, digest: str) -> dict[str, np.ndarray] | None:
+    def stage_arrays(self, stage: str, digest: str, memory_limit: int | None = None) -> dict[str, np.ndarray] | None:
         """Arrays of a finished stage, or None when they are missing, damaged or of another digest."""
         if self.finished(stage, digest) is None:
             return None
         try:
-            arrays, header = load_arrays(self.path / "stages" / f"{stage}.h5", "streamcnn-stage", 1)
+            arrays, header = load_arrays(self.path / "stages" / f"{stage}.h5", "streamcnn-stage", 1, memory_limit)
         except OSError:
             return None
         return arrays if header.get("digest") == digest else None
@@ -316,11 +316,15 @@ class FeatureStore:
             return str(error)
         return None if hashlib.sha256("".join(hashes).encode()).hexdigest() == entry["sha256"] else "contents do not match their hash"
 
-    def verify(self) -> list[str]:
-        """Check every shard and stage file against checksums and hashes; returns one line per problem, none if all is well."""
+    def verify(self, memory_limit: int | None = None) -> list[str]:
+        """Check every shard and stage file against checksums and hashes; returns one line per problem, none if all is well.
+
+        Shards are read in pieces, what a stage has learnt whole: a stage file that does not fit `memory_limit` (bytes of the whole
+        process) is a `MemoryBudgetError`.
+        """
         problems = [f"{e['file']}: {error}" for kind in KINDS for e in self.shards(kind) if (error := self._shard_error(e))]
         for entry in self.entries:
-            if "stage" in entry and entry.get("arrays", False) and self.stage_arrays(entry["stage"], entry["digest"]) is None:
+            if "stage" in entry and entry.get("arrays", False) and self.stage_arrays(entry["stage"], entry["digest"], memory_limit) is None:
                 problems.append(f"stages/{entry['stage']}.h5: missing or damaged")
         return problems
 

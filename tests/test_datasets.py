@@ -86,7 +86,7 @@ def test_thread_count_does_not_change_the_stream(monkeypatch):
     source = enlarged_digits(50)
     several = []
     for threads in (1, 2, 5):
-        monkeypatch.setattr("streamcnn.datasets.resolve_n_jobs", lambda n_jobs, threads=threads: threads)
+        monkeypatch.setattr("streamcnn.variations.resolve_n_jobs", lambda n_jobs, threads=threads: threads)
         several.append(read(source, 0, 50))
     np.testing.assert_array_equal(several[0], several[1])
     np.testing.assert_array_equal(several[0], several[2])

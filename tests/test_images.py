@@ -148,7 +148,7 @@ def test_facts_of_a_source(sources, kind):
     """Every source tells shape, types, classes, bytes, a description and an HTML table."""
     source, _, _ = sources[kind]
     assert (source.n_samples, source.image_shape, source.dtype) == (N, (H, W, C), np.uint8)
-    assert source.labels.dtype == np.int64
+    assert source.labels.dtype == np.int32
     assert source.classes_.tolist() == (["c0", "c1", "c2", "c3"] if kind == "folder" else [0, 1, 2, 3])
     assert source.nbytes_ == N * H * W * C
     assert source.bad_files == []
@@ -158,7 +158,7 @@ def test_facts_of_a_source(sources, kind):
     assert (facts["path"] is None) == (kind in ("array", "slices"))
     assert "<th>n_samples</th><td>13</td>" in source._repr_html_()
     assert all(isinstance(size, int) and size > 0 for size in source.scratch_bytes(4).values())
-    assert source.scratch_bytes(4)["labels"] >= 8 * N
+    assert source.scratch_bytes(4)["labels"] >= 4 * N
     assert (source.name_of(0) != "") == (kind == "folder")
     with source as entered:
         assert entered is source

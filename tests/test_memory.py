@@ -1,23 +1,21 @@
-"""Sizes, limits of the machine, claims and the monitor."""
+"""Sizes, claims, the monitor, what it draws, and how it holds a run to its plan."""
 
-import subprocess
 import sys
+import xml.etree.ElementTree as ET
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
+from streamcnn import StreamCNNClassifier, tracing
 from streamcnn.errors import MemoryBudgetError, ParameterError
-from streamcnn.memory import (
-    MemoryBudget,
-    MemoryMonitor,
-    _cgroup_limits,
-    default_limit,
-    format_bytes,
-    machine_bytes,
-    parse_bytes,
-    resident_bytes,
-    resolve_limit,
-)
+from streamcnn.images import ArraySource
+from streamcnn.labels import encode_labels
+from streamcnn.memory import MemoryBudget, MemoryMonitor, format_bytes, parse_bytes, resident_bytes
+from streamcnn.plan import plan
+from streamcnn.store import FeatureStore
+
+MIB = 1 << 20
 
 
 @pytest.mark.parametrize(
@@ -39,26 +37,6 @@ def test_other_sizes_are_refused(text):
 def test_format_bytes_reads_back():
     """What is shown is what was meant."""
     assert [format_bytes(n) for n in (10, 2048, 5 << 20, 3 << 30, 2 << 40)] == ["10 B", "2 KiB", "5.0 MiB", "3.0 GiB", "2.0 TiB"]
-
-
-def test_cgroup_limits_of_both_versions_and_all_ancestors_count(tmp_path):
-    """Version 2 reads memory.max and memory.high, version 1 limit_in_bytes, at every level above the process."""
-    (tmp_path / "a/b").mkdir(parents=True)
-    (tmp_path / "a/b/memory.max").write_text("max\n")
-    (tmp_path / "a/memory.max").write_text("700\n")
-    (tmp_path / "a/memory.high").write_text("600\n")
-    (tmp_path / "memory/x/y").mkdir(parents=True)
-    (tmp_path / "memory/x/memory.limit_in_bytes").write_text("500\n")
-    membership = tmp_path / "cgroup"
-    membership.write_text("5:cpu,memory:/x/y\n0::/a/b\n")
-    assert sorted(_cgroup_limits(tmp_path, membership)) == [500, 600, 700]
-
-
-def test_default_limit_is_at_most_half_the_machine():
-    """Nobody who sets no limit loses more than half the machine."""
-    assert 0 < default_limit() <= machine_bytes() // 2
-    assert resolve_limit(None) <= machine_bytes() // 2
-    assert resolve_limit("1GiB") == 1 << 30
 
 
 def test_budget_adds_claims_and_refuses_with_the_table():
@@ -99,11 +77,145 @@ def test_monitor_writes_its_trace(tmp_path):
     assert int(lines[1].split(",")[2]) > 1 << 20
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's own")
-def test_peak_is_not_inherited_from_the_parent():
-    """A child of a large process reports its own peak (ru_maxrss would report the parent's)."""
-    ballast = np.ones(300 << 20, np.uint8)
-    code = "from streamcnn.memory import peak_resident_bytes as p; print(p())"
-    peak = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
-    assert ballast[-1] == 1
-    assert peak < 250 << 20
+class LeakySource(ArraySource):
+    """Images whose reading in large chunks makes somebody else in the process take `leak` bytes, once image `at` has been read."""
+
+    def __init__(self, images, labels, leak, at):
+        super().__init__(images, None, encode_labels(labels, len(images)))
+        self.leak, self.at, self.leaked, self.chunks = leak, at, None, []
+
+    def _fill(self, start, stop, out):
+        super()._fill(start, stop, out)
+        self.chunks.append(stop - start)
+        if start >= self.at and self.leaked is None and stop - start > 100:
+            self.leaked = np.ones(self.leak, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """9,000 images of 16 x 16, two classes; their features in float32 are three shards."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 9000)
+    images = rng.integers(0, 200, (9000, 16, 16, 1)).astype(np.uint8) + (50 * labels[:, None, None, None]).astype(np.uint8)
+    return images, labels
+
+
+def fit_leaky(noisy, leak, limit, store=None, resume=False):
+    """Fit with somebody else taking `leak` bytes midway; returns source, estimator, and its error."""
+    source = LeakySource(*noisy, leak=leak, at=6144)
+    estimator = StreamCNNClassifier(memory_limit=limit, store=store, feature_dtype="float32", kernel="linear", C=0.1, random_state=0)
+    try:
+        return source, estimator.fit(source, resume=resume), None
+    except MemoryBudgetError as error:
+        return source, estimator, error
+
+
+def arrays_of(estimator):
+    """The model's arrays by name."""
+    return estimator.model_.to_arrays()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="made for the kernel's own high-water mark")
+def test_memory_that_somebody_else_takes_shrinks_the_chunks_and_changes_no_bit(noisy, caplog):
+    """Above the stage's plan and below the limit: told, the smallest chunks from then on, the same model."""
+    source, estimator, error = fit_leaky(noisy, 300 * MIB, 4096 * MIB)
+    assert error is None
+    assert "going on with the smallest chunks" in caplog.text
+    extracting = source.chunks[source.chunks.index(1024) :]
+    assert extracting[:3] == [1024] * 3
+    assert extracting[-100:] == [1] * 100
+    _, calm, _ = fit_leaky(noisy, 0, 4096 * MIB)
+    assert all(np.array_equal(a, b) for a, b in zip(arrays_of(estimator).values(), arrays_of(calm).values()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="made for the kernel's own high-water mark")
+def test_at_98_percent_a_run_finishes_its_shard_and_stops_and_resumes(noisy, tmp_path):
+    """What is finished is kept, the message says what to do, and the resumed model is the same."""
+    limit = plan(noisy[0], noisy[1], memory_limit="8GiB", kernel="linear", feature_dtype="float32").peak_bytes + 200 * MIB
+    source, _, error = fit_leaky(noisy, limit - resident_bytes(), limit, tmp_path / "store")
+    assert "nearly used up" in str(error)
+    assert "raise memory_limit, and resume" in str(error)
+    del source.leaked
+    store = FeatureStore(tmp_path / "store")
+    kept = [entry["rows"] for entry in store.shards("features")]
+    assert kept == [4096, 4096]  # the leak came while the second was written
+    assert (tmp_path / "store" / "memory.csv").read_text().startswith("seconds,stage,resident_bytes")
+    _, resumed, error = fit_leaky(noisy, 0, 2 * limit, tmp_path / "store", resume=True)
+    assert error is None
+    assert resumed.report_.resumed
+    _, calm, _ = fit_leaky(noisy, 0, 2 * limit)
+    assert all(np.array_equal(a, b) for a, b in zip(arrays_of(resumed).values(), arrays_of(calm).values()))
+
+
+def test_a_calm_run_is_neither_tightened_nor_stopped(noisy):
+    """Neither action fires in a run that keeps to its plan, and every stage has a measured peak below the planned one."""
+    with MemoryMonitor() as around:
+        _, estimator, error = fit_leaky(noisy, 0, 1024 * MIB)
+    assert error is None
+    assert {"filters", "extract", "pca", "project", "svm"} <= set(around.stage_peaks)
+    planned = estimator.report_.plan
+    assert all(around.stage_peaks[s.name] <= planned.planned(s.name) for s in planned.stages if s.name in around.stage_peaks)
+    assert estimator.peak_rss_bytes_ <= planned.peak_bytes <= 1024 * MIB
+
+
+def made_trace():
+    """A monitor with a trace of two stages, a peak of 300 MiB and a limit of 400."""
+    monitor = MemoryMonitor("400MiB")
+    monitor.trace = [(i / 100, "read" if i < 500 else "a<b", (300 if i == 700 else 100) * MIB) for i in range(1000)]
+    monitor._peak = 300 * MIB
+    return monitor
+
+
+def test_the_svg_shows_stages_peak_and_limit():
+    """Well-formed, self-contained, thinned to a few hundred points without losing the peak, names escaped."""
+    picture = made_trace()._repr_html_()
+    root = ET.fromstring(picture)
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert {"read", "a<b", "peak 300 MiB", "limit 400 MiB"} <= set(texts)
+    line = next(element for element in root.iter() if element.tag.endswith("polyline")).get("points").split()
+    assert len(line) <= 400
+    heights = [float(point.split(",")[1]) for point in line]
+    # 184 pixels of height stand for 1.08 times the limit
+    assert min(heights) == pytest.approx(184 * (1 - 300 / 432), abs=0.1)
+    assert "http" not in picture.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_plot_draws_into_given_axes():
+    """`ax=` is used and returned, with trace, peak, limit and both stages."""
+    plt = pytest.importorskip("matplotlib.pyplot", reason="matplotlib, extra `plot`, is not installed")
+    ax = plt.figure().add_subplot()
+    assert made_trace().plot(ax) is ax
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == {"resident", "peak", "limit", "read", "a<b"}
+    plt.close("all")
+
+
+def test_live_view_updates_one_output_in_a_notebook(monkeypatch):
+    """In a kernel the same output is drawn anew while the block runs, at most once a second, and once at its end."""
+    shown = []
+    display = ModuleType("IPython.display")
+    display.HTML = lambda text: text
+    display.display = lambda value, display_id: SimpleNamespace(update=shown.append)
+    notebook = ModuleType("IPython")
+    notebook.get_ipython = lambda: SimpleNamespace(kernel=object())
+    notebook.display = display
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    clock = SimpleNamespace(monotonic=lambda: clock.now, now=0.0)
+    monkeypatch.setattr(tracing, "time", clock)
+    view = tracing.LiveView()
+    for clock.now in (0.1, 0.2, 0.9, 1.2):
+        view.update(made_trace())
+    view.update(made_trace(), last=True)
+    assert len(shown) == 3
+    assert shown[0].startswith("<svg")
+    with MemoryMonitor(live=True):
+        pass
+    assert len(shown) == 4
+
+
+def test_live_view_outside_a_notebook_does_nothing(monkeypatch):
+    """Without IPython, or in its terminal, nothing is shown and nothing fails."""
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    with MemoryMonitor(live=True) as monitor:
+        pass
+    assert monitor.peak_bytes > 0
