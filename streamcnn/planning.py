@@ -105,15 +105,15 @@ class MemoryPlan:
         largest = max(worst.claims, key=lambda name: worst.claims[name])
         claims = self.base | worst.claims
         held = sum(claims.values())
+        crowded = 2 * self.base["already in use"] > self.limit
         raise MemoryBudgetError(
             f"memory_limit of {format_bytes(self.limit)} is too small: stage {worst.name} needs {format_bytes(self.peak_bytes)} even with "
             f"the smallest chunk, most of it for {largest}; set memory_limit to at least {self.smallest_limit >> 20}MiB, or "
-            f"{self._way(worst.name)}\n" + claims_table(claims | {"reserve": reserve(held)})
+            f"{'free what this process holds already' if crowded else self._way(worst.name)}\n"
+            + claims_table(claims | {"reserve": reserve(held)})
         )
 
     def _way(self, stage: str) -> str:
-        if 2 * self.base["already in use"] > self.limit:
-            return "free what this process holds already"
         return "try smaller images, fewer filters or a larger stride"
 
     def _rows(self) -> list[tuple[str, str, str, str, str]]:
