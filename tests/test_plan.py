@@ -80,7 +80,7 @@ def test_the_smallest_chunks_may_take_all_of_the_limit():
     tight = choose_chunk(320 * MIB, 1000, lambda chunk: made_up(320, chunk))
     assert tight.chunk_size == 1
     assert 0.8 * tight.limit < tight.peak_bytes <= tight.limit
-    with pytest.raises(MemoryBudgetError, match="too small: stage extract needs 317.0 MiB even with the smallest chunk"):
+    with pytest.raises(MemoryBudgetError, match=r"too small: stage extract needs 317\.0 MiB even with the smallest chunk"):
         choose_chunk(316 * MIB, 1000, lambda chunk: made_up(316, chunk))
 
 
@@ -108,9 +108,9 @@ def test_refusals_name_what_would_lower_the_need():
     layers = [ConvLayer(32, 3, filters="random", activation="split", pool=None)]
     with pytest.raises(MemoryBudgetError, match=r'stage pca[\s\S]*Gram matrix[\s\S]*try pca_solver="randomized"'):
         plan(wide(20_001, (12, 12)), memory_limit="600MiB", layers=layers, pca_solver="covariance", n_components=10)
-    with pytest.raises(MemoryBudgetError, match='stage svm .* try kernel="linear"'):
+    with pytest.raises(MemoryBudgetError, match=r'stage svm .* try kernel="linear"'):
         plan(wide(20_000, (12, 12)), memory_limit="600MiB", layers=[ConvLayer(64, 5, filters="random", pool_size=2)], n_components=900)
-    with pytest.raises(MemoryBudgetError, match="stage svm .* try a smaller n_components"):
+    with pytest.raises(MemoryBudgetError, match=r"stage svm .* try a smaller n_components"):
         plan(wide(30_000, (12, 12)), memory_limit="700MiB", layers=layers, n_components=None)
 
 

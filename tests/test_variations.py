@@ -17,7 +17,7 @@ from streamcnn.variations import VariedImages
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
-import make_dataset  # noqa: E402 - lives beside the package, not in it
+import make_dataset  # lives beside the package, not in it
 
 
 @pytest.fixture(scope="module")
