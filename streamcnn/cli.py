@@ -35,7 +35,7 @@ def _common(parser: argparse.ArgumentParser, *, training: bool = False, data: bo
 def _model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model", "values that override the preset's")
     group.add_argument("--n-components", metavar="N", help='width after PCA: a number, "auto" or "none"')
-    group.add_argument("--pca-solver", metavar="NAME", help="auto, covariance or incremental")
+    group.add_argument("--pca-solver", metavar="NAME", help="auto, covariance, randomized or incremental")
     group.add_argument("--kernel", metavar="NAME", help="auto, linear or rbf")
     group.add_argument("--C", metavar="X", help='SVM penalty: a number or "auto"')
     group.add_argument("--gamma", metavar="X", help='RBF width: a number, "auto" or "scale"')

@@ -68,7 +68,7 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         `"standardize"`, `"log"`, `"local_contrast"`, applied to each image in that order.
     n_components : int, "auto" or None
         Width after PCA; None leaves PCA away.
-    pca_solver : "auto", "covariance" or "incremental"
+    pca_solver : "auto", "covariance", "randomized" or "incremental"
     kernel : "auto", "linear" or "rbf"
     C, gamma : float or "auto"
         `"auto"` is the preset's, which may be a choice on held-out training rows. They refer to rows of mean energy one.

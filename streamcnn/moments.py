@@ -113,6 +113,12 @@ class Moments:
             )
         finally:
             np.fill_diagonal(self.gram, diagonal)
-        vectors = vectors[:, ::-1].T
-        largest = vectors[np.arange(k), np.abs(vectors).argmax(axis=1)]
-        return np.maximum(values[::-1], 0), np.ascontiguousarray(vectors * np.where(largest < 0, -1.0, 1.0)[:, None])
+        return np.maximum(values[::-1], 0), make_largest_positive(np.ascontiguousarray(vectors[:, ::-1].T))
+
+
+def make_largest_positive(vectors: np.ndarray) -> np.ndarray:
+    """Flip those rows of `vectors` (k, d) whose coefficient of largest size is negative, in place: the sign convention."""
+    for vector in vectors:
+        if vector[np.abs(vector).argmax()] < 0:
+            np.negative(vector, out=vector)
+    return vectors

@@ -1,6 +1,6 @@
 """Principal components of rows that do not fit in memory: step 2 of Lee & Lee (2017)."""
 
-import math
+import logging
 from typing import Any
 
 import numpy as np
@@ -9,16 +9,17 @@ from sklearn.decomposition import IncrementalPCA
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from streamcnn.errors import DataError, ParameterError
-from streamcnn.incremental import incremental_batches, iter_incremental
+from streamcnn.incremental import iter_incremental
 from streamcnn.moments import Moments
+from streamcnn.pcaplan import SOLVERS, choose_solver
 from streamcnn.projection import Projector, deviation
+from streamcnn.randomized import randomized_pca
 from streamcnn.rowinput import blocks_of, check_finite, is_batches, is_rows, open_rows
 from streamcnn.rows import ArrayRows, block_rows, iter_blocks
 from streamcnn.threads import limit_blas, resolve_n_jobs
 
-SOLVERS = ("auto", "covariance", "incremental")
-# widest rows whose d x d Gram matrix pays: 512 MiB
-COVARIANCE_FEATURES = 8192
+logger = logging.getLogger("streamcnn")
+
 _RESULTS = (
     "components_",
     "mean_",
@@ -32,16 +33,18 @@ _RESULTS = (
 
 
 class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Principal component analysis in one pass over rows of any number.
+    """Principal component analysis in one pass, or a few, over rows of any number.
 
     Parameters
     ----------
     n_components : int or None
         None: as many as rows and features allow (`"incremental"` from batches: as the first batch allows).
-    solver : {"auto", "covariance", "incremental"}
-        `"covariance"`: exact, mergeable, 8 * n_features^2 bytes. `"incremental"`: scikit-learn's `IncrementalPCA`, approximate
-        (0.97 to 1.0 of the exact captured variance), 52 * (batch_size + n_components) * n_features bytes. `"auto"`: covariance
-        up to 8,192 features, else incremental.
+    solver : {"auto", "covariance", "incremental", "randomized"}
+        `"covariance"`: exact, mergeable, 8 * n_features^2 bytes. `"randomized"`: at least 0.9999 of the exact captured variance (a
+        warning is logged otherwise) in 2 to 6 passes, 65 * n_components * n_features bytes. `"incremental"`: scikit-learn's
+        `IncrementalPCA`, 0.97 to 1.0 of the exact captured variance, 52 * (batch_size + n_components) * n_features bytes. `"auto"`:
+        covariance up to 8,192 features (and beyond for so many components that it is smaller), else randomized; for
+        `partial_fit`, which sees each row once, incremental.
     whiten : bool
         Scale the reduced columns to unit variance.
     batch_size : int or None
@@ -49,6 +52,8 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         `n_components`, at least 256. (Ten times captures at most 0.5 % more variance, one time 0.3 % less and takes longer.)
     n_jobs : int or None
         BLAS threads; part of what fixes the last bits.
+    random_state : int or None
+        Seed of `"randomized"`; None is 0.
 
     Attributes
     ----------
@@ -59,13 +64,17 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     noise_variance_ : float
         Mean variance of the directions left out.
     n_components_, n_features_in_, n_samples_seen_, n_jobs_ : int
-    solver_ : str
+    solver_, solver_reason_ : str
+        What was used, and why.
+    n_passes_ : int
+        How often `fit` has read the rows.
 
     Notes
     -----
     `fit` gives the same bits in whatever batches the rows arrive, as it cuts them into fixed blocks; with `"incremental"`, arrays
     and `Rows` are dealt to the batches by stripes (they may be sorted by class), whereas a re-iterable of batches is taken in
-    its own order. `partial_fit` takes each call's rows as they come.
+    its own order; so is the sample with which `"randomized"` starts. Its `explained_variance_` never exceeds the variance along the
+    component, and falls short of it in sum by less than 0.0001 in general. `partial_fit` takes each call's rows as they come.
 
     Examples
     --------
@@ -75,12 +84,13 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     (1000, 3)
     """
 
-    def __init__(self, n_components=None, solver="auto", whiten=False, batch_size=None, n_jobs=None):
+    def __init__(self, n_components=None, solver="auto", whiten=False, batch_size=None, n_jobs=None, random_state=None):
         self.n_components = n_components
         self.solver = solver
         self.whiten = whiten
         self.batch_size = batch_size
         self.n_jobs = n_jobs
+        self.random_state = random_state
 
     def fit(self, X, y=None):
         """Components of all rows of `X`, forgetting what was fitted before.
@@ -103,22 +113,24 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """
         self._check_parameters()
         source, dtype = open_rows(self, X, reset=True, ensure_min_samples=2)
-        self._start()
         try:
             k = self._check_n_components(getattr(source, "n_rows", self.n_features_in_))
+            self._start(k)
             with limit_blas(self.n_jobs_):
                 if self.solver_ == "covariance":
                     block = np.empty((block_rows(self.n_features_in_), self.n_features_in_), dtype)
                     for _, n_valid in blocks_of(source, block):
                         self._add(block, n_valid)
                     self._finish()
+                elif self.solver_ == "randomized":
+                    self._fit_randomized(source, k, dtype)
                 else:
                     # without n_components, batches of unknown number decide by the first of them
                     known = self.n_components is not None or is_rows(source)
                     for batch in iter_incremental(source, k if known else 1, self.batch_size):
                         self._add_incremental(batch)
         except BaseException:
-            del self.n_samples_seen_
+            vars(self).pop("n_samples_seen_", None)
             raise
         return self
 
@@ -133,15 +145,18 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             raise ParameterError(f"partial_fit takes one array of rows at a time, got {type(X).__name__}; use fit")
         if first:
             self._check_parameters()
-        elif "_state" not in self.__dict__:
+        if (self.solver if first else self.solver_) == "randomized":
+            raise ParameterError(
+                'partial_fit sees each row once, which solver="randomized" cannot do with: use fit, or solver="covariance" or "incremental"'
+            )
+        if not first and "_state" not in self.__dict__:
             raise ParameterError("this StreamingPCA was loaded without its accumulated state and takes no more rows; fit a new one")
         source, dtype = open_rows(self, X, reset=first)
         assert isinstance(source, ArrayRows)
         # all of it before any of it is added
         check_finite(source.array, 0 if first else self.n_samples_seen_)
         if first:
-            self._check_n_components(self.n_features_in_)
-            self._start()
+            self._start(self._check_n_components(self.n_features_in_), one_pass=True)
         with limit_blas(self.n_jobs_):
             if self.solver_ == "incremental":
                 batch = np.empty((source.n_rows, self.n_features_in_))
@@ -182,17 +197,22 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _check_parameters(self) -> None:
-        resolve_solver(self.solver, 1)
+        choose_solver(self.solver, 1)
         for name, value in (("n_components", self.n_components), ("batch_size", self.batch_size)):
             if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1):
                 raise ParameterError(f"{name} must be None or a whole number of at least 1, got {value!r}")
+        seed = self.random_state
+        if seed is not None and (not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0):
+            raise ParameterError(f"random_state must be None or a whole number of at least 0, got {seed!r}")
         self.n_jobs_ = resolve_n_jobs(self.n_jobs)
 
-    def _start(self) -> None:
+    def _start(self, n_components: int, one_pass: bool = False) -> None:
         """Forget what was fitted before."""
         self._drop_results()
-        self.solver_ = resolve_solver(self.solver, self.n_features_in_)
-        self.n_samples_seen_ = 0
+        self.solver_, self.solver_reason_ = choose_solver(self.solver, self.n_features_in_, n_components, one_pass)
+        if self.solver == "auto":
+            logger.info("PCA solver %s (%s)", self.solver_, self.solver_reason_)
+        self.n_samples_seen_, self.n_passes_ = 0, 1
         self._state: Any = IncrementalPCA() if self.solver_ == "incremental" else None
 
     def _drop_results(self) -> None:
@@ -222,14 +242,23 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             raise DataError(f"X must have at least 2 rows, got {n} sample(s)")
         k = self._check_n_components(n)
         values, vectors = state.leading(k)
-        variance = state.variance
+        self._keep(values, vectors, state.mean, state.variance)
+
+    def _fit_randomized(self, source, k: int, dtype) -> None:
+        found = randomized_pca(source, k, self._check_n_components, dtype, int(self.random_state or 0))
+        self.n_samples_seen_, self.n_passes_ = found.n, found.n_passes
+        self._keep(found.values, found.vectors, found.mean, found.variance)
+
+    def _keep(self, values: np.ndarray, vectors: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
+        """Set the results from eigenpairs, and mean and variance (divided by n) of the columns."""
+        n, k = self.n_samples_seen_, len(values)
         total = variance.sum() * n / (n - 1)
         rest = min(n, self.n_features_in_) - k
         self.components_, self.explained_variance_ = vectors, values
         self.explained_variance_ratio_ = values / total if total > 0 else np.zeros(k)
         self.singular_values_ = np.sqrt(values * (n - 1))
         self.noise_variance_ = float(max(total - values.sum(), 0.0) / rest) if rest else 0.0
-        self.mean_, self.var_, self.n_components_ = state.mean, variance, k
+        self.mean_, self.var_, self.n_components_ = mean, variance, k
         self._projector = None
 
     def _add_incremental(self, batch: np.ndarray) -> None:
@@ -358,49 +387,3 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         pca.n_features_in_, pca.n_samples_seen_, pca.solver_, pca.n_jobs_ = d, n_seen, SOLVERS[solver], n_jobs
         pca._projector = None
         return pca
-
-
-def resolve_solver(solver: str, n_features: int) -> str:
-    """What `solver="auto"` means for this width; never from the memory budget, which must not change the model."""
-    if solver not in SOLVERS:
-        raise ParameterError(f"pca solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    if solver != "auto":
-        return solver
-    return "covariance" if n_features <= COVARIANCE_FEATURES else "incremental"
-
-
-def pca_passes(solver: str) -> int:
-    """How often `StreamingPCA.fit` reads the rows."""
-    return 1
-
-
-def pca_bytes(
-    solver: str, n_features: int, n_components: int | None, n_rows: int, batch_size: int | None = None, itemsize: int = 4
-) -> dict[str, int]:
-    """Bytes of each buffer of `StreamingPCA.fit`, what the source of the rows holds left out.
-
-    Parameters
-    ----------
-    solver : {"auto", "covariance", "incremental"}
-    n_features, n_rows : int
-    n_components, batch_size : int or None
-    itemsize : int
-        Of the rows.
-
-    Notes
-    -----
-    Measured: `IncrementalPCA.partial_fit` takes 4.1 * batch * features float64 values on top of its batch for the first one, 5.1
-    to 6.0 * (batch + components + 1) * features for later ones. The eigensolver of the covariance works in place.
-    """
-    d, k = n_features, min(n_components or n_features, n_rows, n_features)
-    if resolve_solver(solver, d) == "covariance":
-        return {
-            "row block": block_rows(d) * d * itemsize,
-            "Gram matrix": 8 * d * d,
-            "strip of products": 256 * d * (itemsize + 8),
-            "components": 20 * k * d + 30 * 8 * d,
-        }
-    n_batches, stripe = incremental_batches(n_rows, k, batch_size)
-    rows = math.ceil(math.ceil(n_rows / stripe) / n_batches) * stripe
-    matrix = 8 * (rows + (k + 1 if n_batches > 1 else 0)) * d
-    return {"batch": 8 * rows * d, "stripe": itemsize * stripe * d, "IncrementalPCA": int((5.4 if n_batches > 1 else 4.2) * matrix)}

@@ -219,8 +219,8 @@ class Run:
         if (arrays := self._reuse("pca")) is not None:
             pca = StreamingPCA.from_arrays(arrays)
         else:
-            with self._stage("pca"), self.progress.bar("pca", n, "rows") as update:
-                pca = StreamingPCA(plan.n_components, solver=plan.pca_solver, n_jobs=self.settings.n_jobs)
+            with self._stage("pca"), self.progress.bar("pca", n * plan.stage("pca").passes, "rows") as update:
+                pca = StreamingPCA(plan.n_components, solver=plan.pca_solver, n_jobs=self.settings.n_jobs, random_state=self.settings.seed)
                 pca.fit(CountedRows(self._feature_rows(network), update))
                 arrays = pca.to_arrays()
                 self.store.finish("pca", self.digests["pca"], arrays)

@@ -19,7 +19,7 @@ from streamcnn.kernels import get_kernels
 from streamcnn.ladder import resolve_kernel
 from streamcnn.memory import claims_table, format_bytes, resolve_limit
 from streamcnn.network import Geometry, Network, resolve_layers
-from streamcnn.pca import resolve_solver
+from streamcnn.pcaplan import resolve_solver
 from streamcnn.planning import COMFORT, MemoryPlan, StagePlan, added, choose_chunk
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.stages import Shapes, base_claims, evaluate_claims, fit_stages, fitted_bytes, image_claims, predict_claims
@@ -146,7 +146,7 @@ def make_plan(source: ImageSource, settings: Settings, limit: int, store: Path |
     k = resolve_components(settings.n_components, n, d)
     kernel = resolve_kernel(settings.kernel, n, n_classes)
     counts = tuple(np.bincount(source.labels, minlength=n_classes).tolist())  # type: ignore[arg-type]
-    solver = None if k is None else resolve_solver(settings.pca_solver, d)
+    solver = None if k is None else resolve_solver(settings.pca_solver, d, k)
     base = base_claims(source, settings.preprocess, settings.n_jobs, kernels)
 
     def build(chunk: int, keep: bool, cache: int) -> Plan:

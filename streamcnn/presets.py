@@ -7,10 +7,10 @@ from typing import Any
 from streamcnn.errors import ParameterError
 from streamcnn.kernels import DEVICES
 from streamcnn.network import ConvLayer
+from streamcnn.pcaplan import SOLVERS as PCA_SOLVERS
 from streamcnn.preprocess import resolve_preprocess
 
 FEATURE_DTYPES = ("float16", "float32")
-PCA_SOLVERS = ("auto", "incremental", "covariance")
 KERNELS = ("auto", "linear", "rbf")
 
 PRESETS: dict[str, dict[str, Any]] = {

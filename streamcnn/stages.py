@@ -11,7 +11,7 @@ from streamcnn.filters import selection_bytes
 from streamcnn.images import ImageSource
 from streamcnn.ladder import decision_bytes, machine_bytes, svm_bytes, svm_passes
 from streamcnn.network import CALIBRATION_BYTES, DRAW_CHUNK, Network
-from streamcnn.pca import pca_bytes, pca_passes
+from streamcnn.pcaplan import pca_bytes, pca_passes
 from streamcnn.planning import StagePlan, added
 from streamcnn.rows import block_rows
 from streamcnn.shards import open_shard_bytes, shard_rows
@@ -106,7 +106,7 @@ def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int
         writing = {"HDF5 features": open_shard_bytes(d, s.itemsize), "label codes": 16 * chunk}
         result.append(StagePlan("extract", added(images, writing), 1, s.feature_bytes))
     if k is not None and s.pca_solver is not None:
-        result.append(StagePlan("pca", added(reading, pca_bytes(s.pca_solver, d, k, s.n_rows)), pca_passes(s.pca_solver)))
+        result.append(StagePlan("pca", added(reading, pca_bytes(s.pca_solver, d, k, s.n_rows)), pca_passes(s.pca_solver, d, k)))
         blocks = {"row block": block_rows(d) * d * 4, "reduced block": block_rows(d) * k * 4, "components": 12 * k * d + 32 * d}
         result.append(StagePlan("project", added(reading, blocks, {"HDF5 reduced": open_shard_bytes(k, 4)}), 1, s.reduced_bytes))
         reading = {"HDF5 reduced": open_shard_bytes(k, 4), "components": 8 * k * d}

@@ -11,7 +11,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.incremental import default_batch_size, incremental_batches, iter_incremental
-from streamcnn.pca import StreamingPCA, pca_bytes, resolve_solver
+from streamcnn.pca import StreamingPCA
+from streamcnn.pcaplan import pca_bytes, resolve_solver
 from streamcnn.rows import ArrayRows, block_rows
 from streamcnn.threads import limit_blas, resolve_n_jobs
 
@@ -392,7 +393,8 @@ def test_saved_arrays_give_the_same_model(solver):
 CHILD = """
 import numpy as np
 from streamcnn.memory import peak_resident_bytes, reset_peak, resident_bytes
-from streamcnn.pca import StreamingPCA, pca_bytes
+from streamcnn.pca import StreamingPCA
+from streamcnn.pcaplan import pca_bytes
 
 class Made:
     def __init__(self, n, d):
