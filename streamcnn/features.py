@@ -1,6 +1,7 @@
 """Feature rows of a source's images: convolved chunk by chunk, rounded as the model stores them."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -12,6 +13,10 @@ from streamcnn.system import trim_heap
 
 class FeatureExtractor:
     """Reads images and convolves them in chunks, with buffers allocated once.
+
+    While a chunk is convolved on a thread of its own, whoever iterates takes the chunk before it (writes it, say), and the next one is
+    read: pixels and rounded rows have two buffers each. All reading stays on the thread that iterates, which so is the only one to
+    call HDF5.
 
     Also usable as `rows.Rows`: any range of rows is computed on demand, bit-equal to what a store would hold.
 
@@ -34,13 +39,15 @@ class FeatureExtractor:
     ):
         self.source, self.network, self._dtype, self._n_jobs, self._kernels = source, network, dtype, n_jobs, kernels
         self.n_rows, self.n_features, self._monitor = source.n_samples, network.n_features, monitor
+        source.n_jobs = n_jobs
         self._allocate(min(chunk_size, max(1, source.n_samples)))
 
     def _allocate(self, chunk_size: int) -> None:
         self.chunk_size = chunk_size
-        self._pixels = np.empty((chunk_size, *self.source.image_shape), self.source.dtype)
+        n_buffers = 1 if self.n_rows <= chunk_size else 2
+        self._pixels = [np.empty((chunk_size, *self.source.image_shape), self.source.dtype) for _ in range(n_buffers)]
+        self._rounded = [np.empty((chunk_size, self.n_features), self._dtype) for _ in range(n_buffers)]
         self._buffers = self.network.allocate(chunk_size, self._n_jobs, self._kernels)
-        self._rounded = np.empty((chunk_size, self.n_features), self._dtype)
 
     def _shrink(self) -> None:
         """Let the large buffers go, then make those of the smallest chunk."""
@@ -48,22 +55,53 @@ class FeatureExtractor:
         self._allocate(1)
         trim_heap()
 
-    def chunks(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, rounded rows (m, n_features)) for images `start` to `stop`; the array is reused."""
-        first = start
-        while first < stop:
-            if self._monitor is not None and self._monitor.tight and self.chunk_size > 1:
-                self._shrink()
-            n = min(self.chunk_size, stop - first)
-            self.source.read(first, first + n, self._pixels)
-            rows = self.network.transform(self._pixels[:n], self._buffers, self._kernels)
-            round_features(rows, self._rounded[:n])
-            yield first, self._rounded[:n]
-            first += n
+    def _convolve(self, n: int, turn: int) -> np.ndarray:
+        """Rounded rows of the `n` images in pixel buffer `turn`."""
+        rows = self.network.transform(self._pixels[turn][:n], self._buffers, self._kernels)
+        rounded = self._rounded[turn][:n]
+        round_features(rows, rounded)
+        return rounded
+
+    def chunks(self, *ranges: tuple[int, int]) -> Generator[tuple[int, np.ndarray], None, None]:
+        """Yield (first row, rounded rows (m, n_features)) for images of each range (start, stop), in order.
+
+        An array is used again for the chunk after the next one.
+        """
+        if sum(stop - start for start, stop in ranges) <= self.chunk_size:
+            for start, stop in ranges:
+                if start < stop:
+                    self.source.read(start, stop, self._pixels[0])
+                    yield start, self._convolve(stop - start, 0)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="streamcnn convolution") as thread:
+            yield from self._overlapped(ranges, thread)
+
+    def _overlapped(self, ranges: Iterable[tuple[int, int]], thread: ThreadPoolExecutor) -> Iterator[tuple[int, np.ndarray]]:
+        running: tuple[int, Future[np.ndarray]] | None = None
+        turn = 0
+        for start, stop in ranges:
+            first = start
+            while first < stop:
+                if self._monitor is not None and self._monitor.tight and self.chunk_size > 1:
+                    if running is not None:
+                        yield running[0], running[1].result()
+                        running = None
+                    self._shrink()
+                    turn = 0
+                n = min(self.chunk_size, stop - first)
+                self.source.read(first, first + n, self._pixels[turn])
+                done = None if running is None else (running[0], running[1].result())
+                running = first, thread.submit(self._convolve, n, turn)
+                if done is not None:
+                    yield done
+                first += n
+                turn = (turn + 1) % len(self._pixels)
+        if running is not None:
+            yield running[0], running[1].result()
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         """Fill `out[:stop - start]` (float32) with rows `start` to `stop`."""
         from streamcnn.kernels.half import widen
 
-        for first, rows in self.chunks(start, stop):
+        for first, rows in self.chunks((start, stop)):
             widen(rows, out[first - start : first - start + len(rows)])

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,8 +180,15 @@ class FolderSource(ImageSource):
                 raise DataError(f"{path}: {error}") from None
 
     def _fill(self, start, stop, out):
-        for row in range(start, stop):
-            self._decode(row, out[row - start])
+        n_threads = min(self.n_jobs, stop - start)
+        if n_threads <= 1:
+            for row in range(start, stop):
+                self._decode(row, out[row - start])
+            return
+        # Pillow decodes without the interpreter's lock; the first file that fails, in order of rows, is the one that is named
+        with ThreadPoolExecutor(n_threads) as pool:
+            for _ in pool.map(lambda row: self._decode(row, out[row - start]), range(start, stop)):
+                pass
 
     def name_of(self, row):
         return self._names[row]
@@ -189,7 +197,7 @@ class FolderSource(ImageSource):
         # on the way to the final size Pillow may hold a picture of up to four times its sides
         height, width, _ = self.image_shape
         resizing = 64 * height * width if self._decoder.resize else 0
-        return {"names": self._names_bytes, "decoded file": self._decoding + resizing}
+        return {"names": self._names_bytes, "decoded file": (self._decoding + resizing) * max(1, min(self.n_jobs, chunk_size))}
 
     def _identity(self):
         # not the number of samples: which files are bad does not change what the folder is

@@ -75,7 +75,7 @@ def svm_bytes(
         "scaled blocks": 2 * rows * k1 * itemsize,
         "margins": 4 * group * rows * itemsize,
         "Hessians": 8 * group * k1 * k1,
-        "block product and factor": (itemsize + 16) * k1 * k1,
+        "block product and factor": (itemsize + 24) * k1 * k1,
     }
     # sums of squares are taken in float64, before there are Hessians
     measuring = 2 * 8 * rows * k - sum(solving.values())

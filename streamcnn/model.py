@@ -102,7 +102,7 @@ class Model:
         # without PCA the SVM works on the features themselves
         rows = block if self.pca is None else np.empty((PREDICT_BLOCK, self.pca.n_components_), np.float32)
         with limit_blas(n_jobs):
-            for start, n_valid in recut((rows for _, rows in extractor.chunks(0, source.n_samples)), block, widen):
+            for start, n_valid in recut((rows for _, rows in extractor.chunks((0, source.n_samples))), block, widen):
                 if self.pca is not None:
                     self.pca.transform_block(block, rows)
                 yield start, self.svm.decide_block(rows)[:n_valid]

@@ -130,7 +130,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                     for batch in iter_incremental(source, k if known else 1, self.batch_size):
                         self._add_incremental(batch)
         except BaseException:
-            vars(self).pop("n_samples_seen_", None)
+            self.__dict__.pop("n_samples_seen_", None)
             raise
         return self
 

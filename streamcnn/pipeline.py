@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -194,18 +194,21 @@ class Run:
             self._say_reused("extract")
             return
         with self._stage("extract"), self.progress.bar("extract", n, in_shards=True) as update:
-            extractor = self._extractor(network)
-            rows = shard_rows(d, np.dtype(self.settings.feature_dtype).itemsize)
-            for shard, start in enumerate(range(0, n, rows)):
-                stop = min(start + rows, n)
-                if shard in there:
-                    update(stop - start)
-                    continue
-                with self.store.writing("features", shard, start, stop - start, d, self.settings.feature_dtype, digest) as writer:
-                    for first, features in extractor.chunks(start, stop):
-                        writer.write(features, self.labels[first : first + len(features)])
-                        update(len(features))
-                self.monitor.check()
+            dtype = self.settings.feature_dtype
+            rows = shard_rows(d, np.dtype(dtype).itemsize)
+            shards = {shard: (start, min(start + rows, n)) for shard, start in enumerate(range(0, n, rows))}
+            missing = {shard: span for shard, span in shards.items() if shard not in there}
+            update(n - sum(stop - start for start, stop in missing.values()))
+            # one stream over all of them: a shard is closed and flushed while the next one's first images are convolved
+            stream = self._extractor(network).chunks(*missing.values())
+            with closing(stream):
+                for shard, (start, stop) in missing.items():
+                    with self.store.writing("features", shard, start, stop - start, d, dtype, digest) as writer:
+                        while writer.filled < stop - start:
+                            first, features = next(stream)
+                            writer.write(features, self.labels[first : first + len(features)])
+                            update(len(features))
+                    self.monitor.check()
             self.store.finish("extract", digest)
 
     def _n_shards(self, width: int, itemsize: int) -> int:

@@ -129,6 +129,8 @@ class ImageSource:
         Bytes of all pixels, decoded, in the type they are stored in.
     n_images_read : int
         Images whose pixels have been read so far.
+    n_jobs : int
+        Threads that decode image files, 1 until somebody sets it; they change no pixel.
     """
 
     kind = "images"
@@ -145,6 +147,7 @@ class ImageSource:
             self.labels, self.classes_ = labels
         self.bad_files: list[tuple[str, str]] = []
         self.n_images_read = 0
+        self.n_jobs = 1
         self._labels_digest = labels_digest(*labels) if labels is not None else None
 
     @property

@@ -86,12 +86,14 @@ def calibration_rows(source: ImageSource) -> int:
 
 def image_claims(source: ImageSource, network: Network, chunk: int, dtype: str, n_jobs: int, kernels) -> dict[str, int]:
     """Bytes to read a chunk of images and turn it into rounded feature rows."""
-    chunk = min(chunk, source.n_samples)
+    chunk, source.n_jobs = min(chunk, source.n_samples), n_jobs
+    # while one chunk is convolved, the next is read and the last one taken
+    turns = 2 if chunk < source.n_samples else 1
     reading = {name: size for name, size in source.scratch_bytes(chunk).items() if name not in _HELD}
-    rounded = {"rounded rows": chunk * network.n_features * np.dtype(dtype).itemsize}
+    rounded = {"rounded rows": turns * chunk * network.n_features * np.dtype(dtype).itemsize}
     if dtype != "float16":  # numpy's mask of finite values; float16 is checked while it is rounded
         rounded["rounded rows"] += chunk * network.n_features
-    return added({"pixels": chunk * image_bytes(source)}, reading, network.buffer_bytes(chunk, n_jobs, kernels), rounded)
+    return added({"pixels": turns * chunk * image_bytes(source)}, reading, network.buffer_bytes(chunk, n_jobs, kernels), rounded)
 
 
 def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int, kernels) -> list[StagePlan]:
@@ -120,7 +122,7 @@ def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int
 
 def _drawing(source: ImageSource, network: Network, n_jobs: int, kernels) -> dict[str, int]:
     """Bytes to draw the filters and scale them on a sample of images."""
-    sample = calibration_rows(source)
+    sample, source.n_jobs = calibration_rows(source), n_jobs
     scratch = {name: size for name, size in source.scratch_bytes(sample).items() if name not in _HELD}
     bank = max(selection_bytes(g.filters_shape) for g in network.geometry)
     probing = sum(network.buffer_bytes(min(DRAW_CHUNK, sample), n_jobs, kernels).values())

@@ -158,7 +158,7 @@ def test_plan_runs_nothing_and_shows_the_table(trained):
     """plan prints stages, chunk size and peak, and refuses a limit that cannot hold with the smallest that would."""
     folder, _, _ = trained
     plan = result(run("plan", folder / "train", *FIT, "--json"))
-    assert [stage["name"] for stage in plan["stages"]] == ["filters", "extract", "pca", "project", "svm"]
+    assert [stage["name"] for stage in plan["stages"]] == ["filters", "extract", "pca", "project", "svm", "save"]
     assert plan["planned_peak_bytes"] <= plan["memory_limit_bytes"]
     refused = run("plan", folder / "train", "--memory-limit", "100MiB", code=1).stderr
     assert "memory_limit of 100.0 MiB is too small" in refused

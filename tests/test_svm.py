@@ -13,11 +13,11 @@ from sklearn.svm import SVC, LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from streamcnn.errors import DataError, ParameterError
+from streamcnn.ladder import resolve_kernel, svm_bytes
 from streamcnn.newton import LinearProblem, _newton_direction, group_size, solve
 from streamcnn.rowinput import row_sizes
 from streamcnn.rows import ArrayRows, _mix, block_rows, row_hash
 from streamcnn.selection import LINEAR_C, RBF_C, RBF_GAMMA, stratified_sample
-from streamcnn.ladder import resolve_kernel, svm_bytes
 from streamcnn.svm import StreamingSVC
 from streamcnn.threads import limit_blas, resolve_n_jobs
 
@@ -497,7 +497,8 @@ before = resident_bytes()
 exact = reset_peak()
 StreamingSVC(kernel, max_iter=3, cache_size=16, n_jobs=1).fit(rows, y)
 peak = peak_resident_bytes()
-print(exact and peak is not None, (peak or 0) - before, sum(svm_bytes(kernel, k, np.bincount(y), cache_bytes=16 << 20, label_bytes=8).values()))
+declared = svm_bytes(kernel, k, np.bincount(y), cache_bytes=16 << 20, label_bytes=8)
+print(exact and peak is not None, (peak or 0) - before, sum(declared.values()))
 """
 
 
