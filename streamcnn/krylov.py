@@ -160,9 +160,9 @@ def _orthonormalise(rows: np.ndarray, smallest: float, most: int | None = None) 
     sizes, vectors = np.sqrt(squares[kept]), vectors[:, kept]
     directions = _combine(vectors.T / sizes[:, None], rows)
     squares, second = np.linalg.eigh(directions @ directions.T)
-    root = np.sqrt(np.maximum(squares, 0.5))
-    directions = _combine((second / root) @ second.T, directions)
-    return directions, (second * root) @ second.T @ (vectors * sizes).T
+    # near the unit matrix, so that `factor`, good to 1e-16 / 1e-6 of the largest singular value, stands
+    directions = _combine((second / np.sqrt(np.maximum(squares, 0.5))) @ second.T, directions)
+    return directions, (vectors * sizes).T
 
 
 def _combine(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:

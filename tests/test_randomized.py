@@ -7,9 +7,10 @@ import pytest
 from sklearn.decomposition import PCA, IncrementalPCA
 
 from streamcnn.errors import ParameterError
-from streamcnn.krylov import KrylovSpace
+from streamcnn.krylov import KrylovSpace, _orthonormalise
 from streamcnn.pca import StreamingPCA
-from streamcnn.randomized import PASSES, CovarianceProduct
+from streamcnn.randomized import PASSES, CovarianceProduct, _Pieces
+from streamcnn.rows import iter_blocks
 from streamcnn.threads import limit_blas
 
 
@@ -186,6 +187,35 @@ def test_a_krylov_space_keeps_its_recurrence():
     assert space.width <= 33 and (np.diff(missing) <= 1e-12).all()
     # eigenvalues are good to the square of what is neglected
     assert missing[-1] < 1e-9
+
+
+def test_directions_of_very_different_sizes_are_made_orthonormal():
+    """Singular values from 1 to 3e-6: orthonormal to rounding and the rows come back; smaller ones are left out."""
+    rng = np.random.default_rng(0)
+    left, right = np.linalg.qr(rng.standard_normal((6, 6)))[0], np.linalg.qr(rng.standard_normal((50, 6)))[0].T
+    rows = left * [1, 1e-2, 1e-4, 3e-6, 1e-7, 0] @ right
+    directions, factor = _orthonormalise(rows.copy(), 1e-6)
+    np.testing.assert_allclose(directions @ directions.T, np.eye(4), atol=1e-13)
+    # to the largest that was left out
+    np.testing.assert_allclose(factor.T @ directions, rows, atol=1e-7)
+    # rounding of the Gram matrix, 1e-16, over the smallest singular value kept
+    np.testing.assert_allclose(factor, directions @ rows.T, atol=1e-10)
+
+
+def test_rows_are_read_in_the_pieces_that_sources_plan_for():
+    """A block larger than a piece is put together from pieces, each in its place."""
+    values, sizes = np.arange(20.0)[:, None], []
+
+    class Source:
+        n_rows, n_features = 20, 1
+
+        def read(self, start, stop, out):
+            sizes.append(stop - start)
+            out[: stop - start] = values[start:stop]
+
+    block = np.empty((8, 1))
+    rows = [block[:n].copy() for _, n in iter_blocks(_Pieces(Source(), 3), block)]
+    assert np.array_equal(np.concatenate(rows), values) and sizes == [3, 3, 2, 3, 3, 2, 3, 1]
 
 
 CHILD = """
