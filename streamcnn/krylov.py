@@ -21,13 +21,13 @@ class Leading:
         Descending, none below 0; each at most the variance along its direction.
     weights : ndarray of shape (width, k), float64
         Of the basis in each direction; orthonormal columns.
-    gap : float
-        Share of the sum of `values` that the last half step has added.
+    missing : float
+        Estimate of how much the directions capture less than exact ones would, as a share.
     """
 
     values: np.ndarray
     weights: np.ndarray
-    gap: float
+    missing: float
 
 
 class KrylovSpace:
@@ -97,16 +97,26 @@ class KrylovSpace:
         It uses the last product once more than the Rayleigh quotients of V do, a free half step: measured on eigenvalues 1/i with
         256 components, 1.8e-3 instead of 5.8e-3 of the variance missing after two passes. Its eigenvalues never exceed those of C
         (Tropp, Yurtsever, Udell & Cevher, *Fixed-rank approximation of a positive-semidefinite matrix from streaming data*, 2017).
+
+        What is missing is estimated from what that half step has added (`gap`) and how flat the spectrum is (`share`, of the smallest
+        value in the mean one). Measured on eigenvalues i^-a for a of 0.25 to 2 after two to six passes, gaps from 1e-3 to 1e-5: missing
+        1.0 to 2.2 gaps at a share of 0.75, 0.3 to 0.8 at 0.5, 0.05 to 0.12 at 0.16 (0.3 at a gap of 6e-3), 0.1 and less below.
         """
         ritz, vectors = np.linalg.eigh(self._symmetric())
         kept = ritz > _NOISE * max(ritz[-1], 0.0)
-        root = self._coefficients @ (vectors[:, kept] / np.sqrt(ritz[kept]))
+        vectors = vectors[:, kept]
+        vectors /= np.sqrt(ritz[kept])
+        root = self._coefficients @ vectors
+        del vectors
         width = len(root)
-        values, weights = eigh(root @ root.T, overwrite_a=True, subset_by_index=(width - k, width - 1))
+        # the transpose is in Fortran order, so that nothing is copied
+        values, weights = eigh((root @ root.T).T, overwrite_a=True, check_finite=False, subset_by_index=(width - k, width - 1))
         values = np.maximum(values[::-1], 0)
         total = values.sum()
-        gap = 0.0 if self.finished or total <= 0 else 1 - np.maximum(ritz[-k:], 0).sum() / total
-        return Leading(values, weights[:, ::-1], float(max(gap, 0.0)))
+        if self.finished or total <= 0:
+            return Leading(values, weights[:, ::-1], 0.0)
+        gap, share = max(1 - np.maximum(ritz[-k:], 0).sum() / total, 0.0), k * values[-1] / total
+        return Leading(values, weights[:, ::-1], float(gap * max(0.15, 0.8 * share / max(1 - share, 0.01))))
 
     def directions(self, weights: np.ndarray) -> np.ndarray:
         """Combinations of the basis with `weights` (width, k): (k, d), float64."""
@@ -150,9 +160,9 @@ def _orthonormalise(rows: np.ndarray, smallest: float, most: int | None = None) 
     sizes, vectors = np.sqrt(squares[kept]), vectors[:, kept]
     directions = _combine(vectors.T / sizes[:, None], rows)
     squares, second = np.linalg.eigh(directions @ directions.T)
-    root = np.sqrt(np.maximum(squares, 0.5))
-    directions = _combine((second / root) @ second.T, directions)
-    return directions, (second * root) @ second.T @ (vectors * sizes).T
+    # near the unit matrix, so that `factor`, good to 1e-16 / 1e-6 of the largest singular value, stands
+    directions = _combine((second / np.sqrt(np.maximum(squares, 0.5))) @ second.T, directions)
+    return directions, (vectors * sizes).T
 
 
 def _combine(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:

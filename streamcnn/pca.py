@@ -41,7 +41,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         None: as many as rows and features allow (`"incremental"` from batches: as the first batch allows).
     solver : {"auto", "covariance", "incremental", "randomized"}
         `"covariance"`: exact, mergeable, 8 * n_features^2 bytes. `"randomized"`: at least 0.9999 of the exact captured variance (a
-        warning is logged otherwise) in 2 to 6 passes, 65 * n_components * n_features bytes. `"incremental"`: scikit-learn's
+        warning is logged otherwise) in 2 to 6 passes, 70 * n_components * n_features bytes. `"incremental"`: scikit-learn's
         `IncrementalPCA`, 0.97 to 1.0 of the exact captured variance, 52 * (batch_size + n_components) * n_features bytes. `"auto"`:
         covariance up to 8,192 features (and beyond for so many components that it is smaller), else randomized; for
         `partial_fit`, which sees each row once, incremental.

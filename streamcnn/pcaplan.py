@@ -97,8 +97,15 @@ def pca_bytes(
             "basis of directions": 8 * max(basis, 2 * width) * d,
             "directions and products": itemsize * width * (2 * d + rows),
             "coefficients": 8 * basis * basis,
+            "means and variances": 100 * d,
         }
-        after = {"basis of directions": 8 * basis * d, "components": 8 * k * d, "coefficients": 6 * 8 * basis * basis}
+        after = {
+            "row block": rows * d * itemsize,
+            "basis of directions": 8 * basis * d,
+            "components": 8 * k * d,
+            "coefficients": 7 * 8 * basis * basis,
+            "means and variances": 100 * d,
+        }
         before = {"sample of rows": sample * (d * itemsize + 24 * sample), "first directions": 8 * width * d + 8 * k * d}
         return max((in_pass, after, before), key=lambda claims: sum(claims.values()))
     n_batches, stripe = incremental_batches(n_rows, k, batch_size)
