@@ -27,10 +27,15 @@ def make_tile(positions: int, filters: int, lanes: int) -> np.ndarray:
     return np.empty(0, [("accumulators", np.float32, (positions, filters, lanes))])
 
 
+def cpu_name() -> str:
+    """The CPU numba compiles for, by LLVM's name: this machine's, or that of NUMBA_CPU_NAME."""
+    return getattr(config, "CPU_NAME", None) or binding.get_host_cpu_name()
+
+
 def choose_tile() -> np.ndarray:
     """The tile that fits the registers of the CPU numba compiles for; its choice changes no bit of any result."""
-    name, features = getattr(config, "CPU_NAME", None), getattr(config, "CPU_FEATURES", None)
-    if name in (None, binding.get_host_cpu_name()):
+    name, features = cpu_name(), getattr(config, "CPU_FEATURES", None)
+    if name == binding.get_host_cpu_name():
         found = dict(binding.get_host_cpu_features())
     else:  # another CPU by NUMBA_CPU_NAME: what it has cannot be looked up, and only the oldest lack AVX2
         found = {"avx2": name != "generic" and not name.startswith("x86-64")}
@@ -282,3 +287,34 @@ def convolve(typingctx, buffer, taps, places, scales, weights, bias, cells, n_fi
         return context.get_dummy_value()
 
     return signature, generate
+
+
+@intrinsic
+def multiply_adds(typingctx, n_steps, numbers, tile):
+    """P F chains r = r * factor + summand of L lanes, `n_steps` links each, in registers.
+
+    Parameters
+    ----------
+    n_steps : int64
+    numbers : (P F + 2,) float32, P F + 2 >= L
+        Start of each chain, then factor and summand; the sum of all ends goes to the front.
+    """
+    n_positions, n_wide, lanes = _shape_of(tile)
+
+    def generate(context, builder, signature, args):
+        e, b = _Emitter(context, builder, signature, args, lanes), builder
+        numbers_ = e.data(1)
+        chains = [cgutils.alloca_once(b, e.vector) for _ in range(n_positions * n_wide)]
+        for i, chain in enumerate(chains):
+            b.store(e.splat(b.load(e.at(numbers_, i))), chain)
+        factor, summand = (e.splat(b.load(e.at(numbers_, len(chains) + i))) for i in range(2))
+        with cgutils.for_range(b, args[0]):
+            for chain in chains:
+                b.store(e.call("fma", b.load(chain), factor, summand), chain)
+        total = b.load(chains[0])
+        for chain in chains[1:]:
+            total = b.fadd(total, b.load(chain))
+        e.store(total, numbers_)
+        return context.get_dummy_value()
+
+    return types.void(n_steps, numbers, tile), generate
