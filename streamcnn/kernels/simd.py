@@ -210,31 +210,26 @@ def convolve(typingctx, buffer, taps, places, scales, weights, bias, cells, n_fi
                     b.store(e.call("fma", loaded[p], weight, b.load(acc[p][f])), acc[p][f])
 
         zero, one, minus_one = e.constant(0.0), e.constant(1.0), e.constant(-1.0)
-        threshold_ = e.splat(threshold_)
-        out = [[cgutils.alloca_once(b, e.vector) for _ in wide] for _ in positions]
+        shift_ = e.splat(threshold_)
+        is_max = e.is_code(pool_, POOLS["max"])
+        empty = b.select(is_max, e.constant(float("-inf")), zero)
 
-        def each(change):
-            for p in positions:
-                for f in wide:
-                    b.store(change(b.load(acc[p][f])), out[p][f])
+        def positive(value):
+            """max(value, 0) that lets NaN through: an ordered comparison is false for it."""
+            return b.select(b.fcmp_ordered(">", zero, value), zero, value)
 
         def rectified(value):
-            """max(value - threshold, 0) that lets NaN through: an ordered comparison is false for it."""
-            value = b.fsub(value, threshold_)
-            return b.select(b.fcmp_ordered(">", zero, value), zero, value)
+            return positive(b.fsub(value, shift_))
 
         def clipped(value):
             value = b.select(b.fcmp_ordered(">", minus_one, value), minus_one, value)
             return b.select(b.fcmp_ordered("<", one, value), one, value)
 
-        is_max = e.is_code(pool_, POOLS["max"])
-        empty = b.select(is_max, e.constant(float("-inf")), zero)
-
         def larger(old, new):
             return b.select(b.or_(b.fcmp_ordered(">", new, old), b.fcmp_unordered("uno", new, new)), new, old)
 
-        def pooled(shift):
-            """Combine `out` with the cells `shift` further on."""
+        def pooled(activate, shift=0):
+            """Combine the activated sums with the cells `shift` further on."""
 
             def cell(p, f):
                 return e.at(buffer_, cells_, b.load(e.at(places_, n_positions + p)), shift, f * lanes)
@@ -252,7 +247,7 @@ def convolve(typingctx, buffer, taps, places, scales, weights, bias, cells, n_fi
                     pointer = b.select(counts(f), cell(0, f), e.at(buffer_, spare_))
                     total = before(0, pointer)
                     for p in positions:
-                        total = combine(total, b.load(out[p][f]))
+                        total = combine(total, activate(b.load(acc[p][f])))
                     e.store(b.fmul(total, scale), pointer)
 
             def many_cells(combine):
@@ -262,7 +257,7 @@ def convolve(typingctx, buffer, taps, places, scales, weights, bias, cells, n_fi
                     valid = b.icmp_signed(">", n_valid, e.int(p))
                     for f in wide:
                         pointer = b.select(b.and_(valid, counts(f)), cell(p, f), e.at(buffer_, spare_))
-                        e.store(b.fmul(combine(before(p, pointer), b.load(out[p][f])), scale), pointer)
+                        e.store(b.fmul(combine(before(p, pointer), activate(b.load(acc[p][f]))), scale), pointer)
 
             with b.if_else(b.icmp_signed("!=", b.load(e.at(places_, 3 * n_positions)), e.int(0))) as (together, apart):
                 for branch, write in ((together, one_cell), (apart, many_cells)):
@@ -274,16 +269,19 @@ def convolve(typingctx, buffer, taps, places, scales, weights, bias, cells, n_fi
 
         with b.if_else(e.is_code(activation_, ACTIVATIONS["clip"])) as (clip, other):
             with clip:
-                each(clipped)
+                pooled(clipped)
             with other, b.if_else(e.is_code(activation_, ACTIVATIONS["abs"])) as (absolute, plain):
                 with absolute:
-                    each(lambda value: rectified(e.call("fabs", value)))
+                    pooled(lambda value: rectified(e.call("fabs", value)))
                 with plain:
-                    each(rectified)
-        pooled(0)
-        with b.if_then(e.is_code(activation_, ACTIVATIONS["split"])):
-            each(lambda value: rectified(b.fneg(value)))
-            pooled(split_)
+                    # subtracting zero changes nothing, and is worth 2 % of the time of a small filter
+                    with b.if_else(b.fcmp_ordered("==", threshold_, ir.Constant(_F32, 0.0))) as (none, some):
+                        with none:
+                            pooled(positive)
+                        with some:
+                            pooled(rectified)
+                    with b.if_then(e.is_code(activation_, ACTIVATIONS["split"])):
+                        pooled(lambda value: rectified(b.fneg(value)), split_)
         return context.get_dummy_value()
 
     return signature, generate
