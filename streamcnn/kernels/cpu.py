@@ -2,7 +2,8 @@
 
 `conv_layer` interleaves L images at a time (L = lanes of a vector register), a band of rows after the other, and convolves from
 there: for every tile of positions all tiles of filters, straight into the pooled cells of one row, which are then written back
-image by image. Bands, tiles, lanes, workers and their shares of the work decide where a number is computed, never how.
+image by image. Where images are so few that most lanes would idle, a register holds L filters of one image instead, and nothing is
+interleaved. Bands, tiles, lanes, workers and their shares of the work decide where a number is computed, never how.
 """
 
 import numpy as np
@@ -18,6 +19,8 @@ TILE = choose_tile()
 _MEAN, _SPLIT = POOLS["mean"], ACTIVATIONS["split"]
 # a band that stays in a core's second-level cache beside the filters; measured from 128 KiB to 1 MiB
 _BAND_BYTES = 3 << 17
+# multiply-adds below which starting a thread takes longer than it saves
+_ONE_WORKER = 1 << 23
 _LINE = 16  # floats of a cache line: a vector that crosses two costs two loads
 
 
@@ -30,7 +33,8 @@ def conv_scratch(image_shape, filters_shape, out_shape, padding: int, tile: np.n
     n_filters, n_rows, n_cols, channels = filters_shape
     band = _band_rows(image_shape, n_rows, padding, lanes) * (image_shape[1] + 2 * padding) * channels * lanes
     cells = (out_shape[1] * out_shape[2] + 1) * lanes
-    regrouped = -(-n_filters // wide) * wide * (n_rows * n_cols * channels + 1)
+    # by filter: at least as many as by image, while band and cells are not larger
+    regrouped = -(-n_filters // (wide * lanes)) * wide * lanes * (n_rows * n_cols * channels + 1)
     return -(-(band + cells + regrouped) // _LINE) * _LINE + _LINE
 
 
@@ -52,16 +56,21 @@ def conv_layer(images, filters, bias, stride, padding, activation, threshold, po
         raise ParameterError(f"scratch must have conv_scratch(...) columns, got {scratch.shape[1]}: allocate it for this layer")
     if n == 0:
         return
-    band = _band_rows(images.shape[1:], n_rows, padding, tile.dtype["accumulators"].shape[2])
-    sizes = np.array([n, height, width, channels, n_filters, n_rows, n_cols, stride, padding, activation, pool, band], np.int64)
+    _, wide, lanes = tile.dtype["accumulators"].shape
+    # few images leave lanes empty, and so do few filters: the fewer registers run, the better
+    by_filter = n * -(-n_filters // (wide * lanes)) < -(-n // lanes) * -(-n_filters // wide)
+    band = _band_rows(images.shape[1:], n_rows, padding, lanes)
+    numbers = [n, height, width, channels, n_filters, n_rows, n_cols, stride, padding, activation, pool, band, by_filter]
+    sizes = np.array(numbers, np.int64)
     edges = [np.ascontiguousarray(edge, np.int64) for edge in (row_edges, col_edges)]
+    n_workers = len(scratch) if n * edges[0][-1] * edges[1][-1] * filters.size > _ONE_WORKER else 1
     arrays = (*_by_type(images), _flat(filters), _flat(bias), *edges, sizes, np.float32(threshold))
 
     def work(worker):
         skip = -scratch[worker].ctypes.data // 4 % _LINE
-        _conv_worker(worker, len(scratch), *arrays, scratch[worker, skip:], out.reshape(-1), tile)
+        _conv_worker(worker, n_workers, *arrays, scratch[worker, skip:], out.reshape(-1), tile)
 
-    run_workers(work, len(scratch))
+    run_workers(work, n_workers)
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
@@ -82,37 +91,40 @@ def _by_type(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @jit()
 def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, col_edges, sizes, threshold, buffer, out, tile):
-    """The share of one worker; an item is some rows of cells of L images.
+    """The share of one worker; an item is some rows of cells of L images, or by filter of one.
 
     Parameters
     ----------
-    sizes : (12,) int64
+    sizes : (13,) int64
         As packed by `conv_layer`.
     buffer : (m,) float32
         This worker's scratch, at the start of a cache line: the band, the output cells, the spare vector, filters, bias.
     """
-    n, height, width, channels, n_filters, n_rows, n_cols, stride, padding, activation, pool, band = sizes
+    n, height, width, channels, n_filters, n_rows, n_cols, stride, padding, activation, pool, band, by_filter = sizes
     _, wide, lanes = tile_shape(tile)
-    wide_row = (width + 2 * padding) * channels * lanes
+    # images and filters in a vector
+    span, grain = (1, lanes) if by_filter else (lanes, 1)
+    wide_row = (width + 2 * padding) * channels * span
     taps = np.empty(n_rows * n_cols * channels, np.int64)
     for row in range(n_rows):
         for i in range(n_cols * channels):
-            taps[row * n_cols * channels + i] = row * wide_row + i * lanes
+            taps[row * n_cols * channels + i] = row * wide_row + i * span
     n_cells, deep = col_edges.size - 1, n_filters * (2 if activation == _SPLIT else 1)
-    n_tiles = (n_filters + wide - 1) // wide
+    n_vectors = (n_filters + grain - 1) // grain
+    cell = n_vectors * lanes * deep // n_filters
     cells = band * wide_row
-    spare = cells + n_cells * deep * lanes
+    spare = cells + n_cells * cell
     filters_at = spare + lanes
-    bias_at = filters_at + n_tiles * wide * taps.size
-    _regroup(filters, bias, taps.size, buffer, filters_at, bias_at, wide)
+    bias_at = filters_at + (n_vectors + wide - 1) // wide * wide * grain * taps.size
+    _regroup(filters, bias, taps.size, buffer, filters_at, bias_at, wide * grain)
 
-    n_blocks = (n + lanes - 1) // lanes
+    n_blocks = (n + span - 1) // span
     n_cell_rows = row_edges.size - 1
     # few blocks: share out the rows of each, or some workers would idle
     parts = min(n_workers, n_cell_rows) if n_blocks < 8 * n_workers and n_blocks % n_workers else 1
     starts = np.empty(lanes, np.int64)
     for item in range(n_blocks * parts * worker // n_workers, n_blocks * parts * (worker + 1) // n_workers):
-        first = item // parts * lanes
+        first = item // parts * span
         part = item % parts
         band_start = band_stop = 0
         for i in range(n_cell_rows * part // parts, n_cell_rows * (part + 1) // parts):
@@ -124,7 +136,7 @@ def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, co
                     band_stop = min(height + 2 * padding, band_start + band)
                     for lane in range(lanes):  # lanes beyond the last image repeat it
                         starts[lane] = min(first + lane, n - 1) * height * width * channels
-                    shape = (height, width * channels, padding, channels, band_start, band_stop)
+                    shape = (height, width * channels, padding, channels, band_start, band_stop, span)
                     if floats.size:
                         _interleave_rows(floats, starts, shape, buffer, tile)
                     else:
@@ -132,7 +144,7 @@ def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, co
                 y_stop = min(bottom, (band_stop - n_rows) // stride + 1)
                 _conv_rows(
                     (y, y_stop, top, bottom, band_start),
-                    (stride, channels, wide_row, n_filters, deep, activation, pool),
+                    (stride, channels * span, wide_row, n_vectors, grain, cell, activation, pool),
                     (filters_at, bias_at, cells, spare),
                     *(col_edges, taps, threshold, buffer, tile),
                 )
@@ -140,12 +152,15 @@ def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, co
             size = n_cells * deep
             for lane in range(lanes):
                 starts[lane] = (min(first + lane, n - 1) * n_cell_rows + i) * size
-            _deinterleave_row(buffer, cells, out, starts, size, min(lanes, n - first), tile)
+            if by_filter:
+                _copy_cells(buffer, cells, n_vectors * lanes, out, starts[0], size, n_filters)
+            else:
+                _deinterleave_row(buffer, cells, out, starts, size, min(lanes, n - first), tile)
 
 
 @jit(cache=False)
 def _regroup(filters, bias, n_taps, buffer, filters_at, bias_at, wide):
-    """(K, taps) filters to (tiles, taps, F), the last tile and the bias filled up with zeros."""
+    """(K, taps) filters to (tiles, taps, wide), the last tile and the bias filled up with zeros."""
     n_filters = bias.size
     for k in range((n_filters + wide - 1) // wide * wide):
         buffer[bias_at + k] = bias[k] if k < n_filters else np.float32(0)
@@ -156,31 +171,30 @@ def _regroup(filters, bias, n_taps, buffer, filters_at, bias_at, wide):
 
 @jit(cache=False)
 def _interleave_rows(images, starts, shape, buffer, tile):
-    """Rows `band_start` to `band_stop` of the padded images to the front of `buffer`, as (rows, columns, channels, lanes)."""
-    height, row, padding, channels, band_start, band_stop = shape
-    lanes = tile_shape(tile)[2]
+    """Rows `band_start` to `band_stop` of the padded images to the front of `buffer`, as (rows, columns, channels, span)."""
+    height, row, padding, channels, band_start, band_stop, span = shape
     if padding == 0:
-        _interleave_run(images, starts, band_start * row, (band_stop - band_start) * row, buffer, 0, tile)
+        _interleave_run(images, starts, band_start * row, (band_stop - band_start) * row, buffer, 0, span, tile)
         return
-    edge = padding * channels * lanes
+    edge = padding * channels * span
     at = 0
     for y in range(band_start - padding, band_stop - padding):
         inside = 0 <= y < height
-        buffer[at : at + (edge if inside else 2 * edge + row * lanes)] = 0
+        buffer[at : at + (edge if inside else 2 * edge + row * span)] = 0
         if inside:
-            _interleave_run(images, starts, y * row, row, buffer, at + edge, tile)
-            buffer[at + edge + row * lanes : at + 2 * edge + row * lanes] = 0
-        at += 2 * edge + row * lanes
+            _interleave_run(images, starts, y * row, row, buffer, at + edge, span, tile)
+            buffer[at + edge + row * span : at + 2 * edge + row * span] = 0
+        at += 2 * edge + row * span
 
 
 @jit(cache=False)
-def _interleave_run(images, starts, offset, count, buffer, at, tile):
-    """`count` consecutive elements of each image."""
+def _interleave_run(images, starts, offset, count, buffer, at, span, tile):
+    """`count` consecutive elements of each of `span` images, one or as many as lanes."""
     lanes = tile_shape(tile)[2]
-    if count < lanes:
+    if span == 1 or count < lanes:
         for i in range(count):
-            for lane in range(lanes):
-                buffer[at + i * lanes + lane] = images[starts[lane] + offset + i]
+            for lane in range(span):
+                buffer[at + i * span + lane] = images[starts[lane] + offset + i]
         return
     for i in range(0, count - lanes + 1, lanes):
         interleave(images, starts, offset + i, buffer, at + i * lanes, tile)
@@ -204,10 +218,17 @@ def _deinterleave_row(buffer, at, out, starts, count, n_lanes, tile):
 
 
 @jit(cache=False)
+def _copy_cells(buffer, at, padded, out, start, size, n_filters):
+    """Outputs of one image from cells whose filters fill whole vectors, `padded` numbers."""
+    for i in range(size):
+        out[start + i] = buffer[at + i // n_filters * padded + i % n_filters]
+
+
+@jit(cache=False)
 def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, buffer, tile):
     """Conv rows y to y_stop of one row of cells, position after position in the order of the cells, then of the rows."""
     y, y_stop, top, bottom, band_start = rows
-    stride, channels, wide_row, n_filters, deep, activation, pool = sizes
+    stride, pixel, wide_row, n_vectors, grain, cell, activation, pool = sizes
     filters_at, bias_at, cells, spare = ats
     n_positions, wide, lanes = tile_shape(tile)
     places = np.empty(4 * n_positions, np.int64)
@@ -218,8 +239,8 @@ def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, buffer, tile):
         scale = np.float32(1 / ((bottom - top) * (right - left))) if pool == _MEAN else np.float32(1)
         for row in range(y, y_stop):
             for col in range(left, right):
-                places[filled] = (row * stride - band_start) * wide_row + col * stride * channels * lanes
-                places[n_positions + filled] = j * deep * lanes
+                places[filled] = (row * stride - band_start) * wide_row + col * stride * pixel
+                places[n_positions + filled] = j * cell
                 places[2 * n_positions + filled] = row == top and col == left
                 scales[filled] = scale if row == bottom - 1 and col == right - 1 else np.float32(1)
                 filled += 1
@@ -231,10 +252,11 @@ def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, buffer, tile):
                     places[n_positions + p] = -1
                 places[3 * n_positions] = filled == n_positions and places[n_positions] == places[2 * n_positions - 1]
                 places[3 * n_positions + 1] = filled
-                for f in range(0, n_filters, wide):
+                for vector in range(0, n_vectors, wide):
+                    first = vector * grain
                     convolve(
-                        *(buffer, taps, places, scales, filters_at + f * taps.size, bias_at + f, cells + f * lanes, n_filters - f),
-                        *(spare, n_filters * lanes, activation, threshold, pool, tile),
+                        *(buffer, taps, places, scales, filters_at + first * taps.size, bias_at + first, cells + vector * lanes),
+                        *(n_vectors - vector, spare, n_vectors * lanes, activation, threshold, pool, grain == lanes, tile),
                     )
                 filled = 0
 

@@ -154,8 +154,12 @@ def deinterleave(typingctx, buffer, at, out, starts, offset, n_lanes, tile):
 
 
 @intrinsic
-def convolve(typingctx, buffer, taps, places, scales, weights, bias, cells, n_filters, spare, split, activation, threshold, pool, tile):
-    """One tile: convolve P positions by F filters, activate, and pool into the cells.
+def convolve(
+    typingctx, buffer, taps, places, scales, weights, bias, cells, n_vectors, spare, split, activation, threshold, pool, by_filter, tile
+):
+    """One tile: convolve P positions by F vectors, activate, and pool into the cells.
+
+    A vector holds one filter for L images, whose pixels are interleaved; or, `by_filter`, L filters for one image as it is.
 
     Parameters
     ----------
@@ -169,45 +173,58 @@ def convolve(typingctx, buffer, taps, places, scales, weights, bias, cells, n_fi
     scales : (P,) float32
         What the cell is multiplied by after the position is added.
     weights, bias, cells : int64
-        Of the tile's first filter; `weights` are (n_taps, F), the cell of position p begins at `cells + places[P + p]`.
-    n_filters : int64
-        Filters of the tile that count.
+        Of the tile's first filter; `weights` are (n_taps, F) or, by filter, (n_taps, F L); the cell of position p begins at
+        `cells + places[P + p]`.
+    n_vectors : int64
+        Vectors of the tile that count.
     spare : int64
         L floats where what does not count is written.
     split : int64
         From a filter's cell to that of its negative part.
+    by_filter : boolean
     activation, pool : int64
         Codes.
     threshold : float32
     """
     n_positions, n_wide, lanes = _shape_of(tile)
     signature = types.void(
-        *(buffer, taps, places, scales, weights, bias, cells, n_filters, spare, split, activation, threshold, pool, tile)
+        *(buffer, taps, places, scales, weights, bias, cells, n_vectors, spare, split, activation, threshold, pool, by_filter, tile)
     )
 
     def generate(context, builder, sig, args):
         e, b = _Emitter(context, builder, sig, args, lanes), builder
         buffer_, taps_, places_, scales_ = e.data(0), e.data(1), e.data(2), e.data(3)
-        weights_, bias_, cells_, n_filters_, spare_, split_, activation_, threshold_, pool_ = args[4:13]
+        weights_, bias_, cells_, n_vectors_, spare_, split_, activation_, threshold_, pool_, by_filter_ = args[4:14]
         positions, wide = range(n_positions), range(n_wide)
         # mem2reg turns these into registers
         acc = [[cgutils.alloca_once(b, e.vector) for _ in wide] for _ in positions]
 
-        for f in wide:
-            start = e.splat(b.load(e.at(buffer_, bias_, f)))
-            for p in positions:
-                b.store(start, acc[p][f])
         pixels = [e.at(buffer_, b.load(e.at(places_, p))) for p in positions]
-        filters = e.at(buffer_, weights_)
         n_taps = context.make_array(sig.args[1])(context, b, args[1]).nitems
-        with cgutils.for_range(b, n_taps) as loop:
-            tap = b.load(e.at(taps_, loop.index))
-            loaded = [e.load(e.at(pixel, tap)) for pixel in pixels]
-            here = e.at(filters, b.mul(loop.index, e.int(n_wide)))
+
+        def sums(load_pixel, load_weight, size):
+            """Run over the taps; a weight takes `size` floats."""
             for f in wide:
-                weight = e.splat(b.load(e.at(here, f)))
+                start = load_weight(e.at(buffer_, bias_, f * size))
                 for p in positions:
-                    b.store(e.call("fma", loaded[p], weight, b.load(acc[p][f])), acc[p][f])
+                    b.store(start, acc[p][f])
+            with cgutils.for_range(b, n_taps) as loop:
+                tap = b.load(e.at(taps_, loop.index))
+                loaded = [load_pixel(e.at(pixel, tap)) for pixel in pixels]
+                here = e.at(buffer_, weights_, b.mul(loop.index, e.int(n_wide * size)))
+                for f in wide:
+                    weight = load_weight(e.at(here, f * size))
+                    for p in positions:
+                        b.store(e.call("fma", loaded[p], weight, b.load(acc[p][f])), acc[p][f])
+
+        def one_number(pointer):
+            return e.splat(b.load(pointer))
+
+        with b.if_else(by_filter_) as (filters, images):
+            with filters:
+                sums(one_number, e.load, lanes)
+            with images:
+                sums(e.load, one_number, 1)
 
         zero, one, minus_one = e.constant(0.0), e.constant(1.0), e.constant(-1.0)
         shift_ = e.splat(threshold_)
@@ -235,7 +252,7 @@ def convolve(typingctx, buffer, taps, places, scales, weights, bias, cells, n_fi
                 return e.at(buffer_, cells_, b.load(e.at(places_, n_positions + p)), shift, f * lanes)
 
             def counts(f):
-                return b.icmp_signed(">", n_filters_, e.int(f))
+                return b.icmp_signed(">", n_vectors_, e.int(f))
 
             def before(p, pointer):
                 first = b.icmp_signed("!=", b.load(e.at(places_, 2 * n_positions + p)), e.int(0))
