@@ -13,7 +13,7 @@ from streamcnn.features import FeatureExtractor
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels, resolve_device
 from streamcnn.memory import MemoryMonitor, resolve_limit
-from streamcnn.model import fit_model, prediction_chunk
+from streamcnn.model import PREDICT_BLOCK, fit_model, prediction_chunk
 from streamcnn.network import Network, resolve_layers
 from streamcnn.pipeline import draw_filters
 from streamcnn.presets import Settings, resolve_settings
@@ -210,10 +210,19 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         source = self._open(X, None, reset=False)
         shape = (source.n_samples,) if len(self.classes_) == 2 else (source.n_samples, len(self.classes_))
         out = np.empty(shape, np.float64)
-        chunk, _ = prediction_chunk(self.model_, source, self.n_jobs_, resolve_limit(self.memory_limit))
-        for start, decisions in self.model_.decisions(source, chunk, self.n_jobs_, self.device_):
+        for start, decisions in self.model_.decisions(source, self._chunk_size(source), self.n_jobs_, self.device_):
             out[start : start + len(decisions)] = decisions
         return out
+
+    def _chunk_size(self, source: ImageSource) -> int:
+        """Images per kernel call. For few images in memory the plan is made once: it takes longer than to predict them."""
+        few = (source.n_samples, self.memory_limit)
+        if source.kind == "array" and few in self.model_.planned:
+            return source.n_samples
+        chunk, _ = prediction_chunk(self.model_, source, self.n_jobs_, resolve_limit(self.memory_limit))
+        if source.n_samples <= min(chunk, PREDICT_BLOCK):
+            self.model_.planned.add(few)
+        return chunk
 
     def predict(self, X):
         """Labels (n_samples,) of images."""

@@ -28,7 +28,7 @@ from streamcnn.threads import limit_blas
 FORMAT, FORMAT_VERSION = "streamcnn-model", 1
 # rows per matrix product when predicting: the same for one image and for a million, so that a prediction never depends on its
 # neighbours, and small, so that one image is quick
-PREDICT_BLOCK = 64
+PREDICT_BLOCK = 16
 
 
 class Model:
@@ -43,10 +43,13 @@ class Model:
     classes_ : ndarray of shape (n_classes,), int or str
     header : dict
         Parameters, pixel kind, versions: what `info` shows.
+    planned : set
+        Numbers of images, at most a block, and limits for which a prediction has been planned and fits.
     """
 
     def __init__(self, network: Network, pca: StreamingPCA | None, svm: StreamingSVC, classes: np.ndarray, header: dict[str, Any]):
         self.network, self.pca, self.svm, self.classes_, self.header = network, pca, svm, classes, header
+        self.planned: set[tuple[int, int | str | None]] = set()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

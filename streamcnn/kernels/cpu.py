@@ -75,6 +75,8 @@ def conv_layer(images, filters, bias, stride, padding, activation, threshold, po
 
 def _flat(array: np.ndarray) -> np.ndarray:
     """The numbers of a C-contiguous array in one axis, never marked read-only: numba would compile once more for that type."""
+    if array.flags.writeable:
+        return array.reshape(-1)
 
     class Writable:
         __array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False), "shape": (array.size,)}

@@ -10,9 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from numba import njit
 from numba.core.caching import FunctionCache
+
+
+CACHED: list[Any] = []
+"""Every kernel that has entries in the cache on disk."""
 
 
 @lru_cache(maxsize=1)
@@ -69,6 +74,7 @@ def jit(**options) -> Callable:
         if cache and hasattr(dispatcher, "_cache"):  # without it numba is switched off (NUMBA_DISABLE_JIT)
             with suppress(RuntimeError):  # no folder is writable: compile anew in each process
                 dispatcher._cache = _TolerantCache(function)
+            CACHED.append(dispatcher)
         return dispatcher
 
     return decorate
