@@ -190,7 +190,7 @@ def _conv_row(case: ConvCase, n_threads: int, repeats: int, torch: Any) -> tuple
     product = np.empty_like(square)
     rates: list[float] = []
     works: dict[str, Callable[[], object]] = {
-        "ours": lambda: cpu.conv_layer(images, filters, bias, 1, 0, ACTIVATIONS["relu"], 0.0, POOLS["mean"], *edges, scratch, out),
+        "ours": lambda: cpu.conv_layer(images, filters, bias, 1, 0, ACTIVATIONS["relu"], 0.0, POOLS["mean"], *(*edges, scratch, out)),
         "sgemm": lambda: np.matmul(square, square, out=product),
         "peak": lambda: rates.append(multiply_add_rate(n_threads)),
     }
@@ -213,10 +213,15 @@ def _conv_row(case: ConvCase, n_threads: int, repeats: int, torch: Any) -> tuple
         "ratio_float32": min((seconds[name] for name in rivals | converted), default=math.nan) / seconds["ours"] if torch else None,
         "sgemm_gflops": 2e-9 * square.shape[0] ** 3 / seconds["sgemm"],
     }
-    if torch is not None:  # a rate for another result would be worth nothing
-        theirs = next(iter(rivals.values()))().permute(0, 2, 3, 1).numpy()
-        np.testing.assert_allclose(theirs, out, rtol=0, atol=1e-4 * float(np.abs(out).max()))
+    if rivals:
+        _check_result(next(iter(rivals.values())), out)
     return row, max(rates) / 1e9  # what stands in the way of the peak only lowers it
+
+
+def _check_result(rival: Callable[[], Any], ours: np.ndarray) -> None:
+    """A rate for another result would be worth nothing."""
+    theirs = rival().permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * float(np.abs(ours).max()))
 
 
 def _torch_works(torch: Any, images: np.ndarray, filters: np.ndarray, bias: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -316,7 +321,7 @@ def emulated(cpu_type: str, name: str, n_threads: int, repeats: int, shrink: int
     _check_name(name)
     numbers = {"--threads": n_threads, "--repeats": repeats, "--shrink": shrink}
     command = [sys.executable, "-m", "streamcnn", "bench", name, "--json", *(str(part) for pair in numbers.items() for part in pair)]
-    child = subprocess.run(command, env=os.environ | EMULATIONS[cpu_type], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.run(command, env=os.environ | EMULATIONS[cpu_type], capture_output=True, text=True)
     if child.returncode:
         raise StreamCNNError(f"the benchmark under {cpu_type} failed: {child.stderr.strip() or f'exit code {child.returncode}'}")
     return json.loads(child.stdout) | {"emulate": cpu_type}

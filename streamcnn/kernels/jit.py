@@ -15,9 +15,8 @@ from typing import Any
 from numba import njit
 from numba.core.caching import FunctionCache
 
-
 CACHED: list[Any] = []
-"""Every kernel that has entries in the cache on disk."""
+"""Every kernel loaded so far that has entries in the cache on disk."""
 
 
 @lru_cache(maxsize=1)
