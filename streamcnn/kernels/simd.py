@@ -139,7 +139,12 @@ def interleave(typingctx, images, starts, offset, buffer, at, tile):
 
 @intrinsic
 def deinterleave(typingctx, buffer, at, out, starts, offset, n_lanes, tile):
-    """`buffer[at:at + L * L]` to elements `offset` to `offset + L` of the first `n_lanes` images, each from `starts[lane]`."""
+    """`buffer[at:at + L * L]` to elements `offset` to `offset + L` of the first `n_lanes` images, each from `starts[lane]`.
+
+    Takes 5 cycles a vector on a Zen 4, and 10 where images are a multiple of 4 KiB apart and fall into one set of the cache.
+    Transposing in quarters of a register instead of by perfect shuffles gained nothing; stores that bypass the cache gained 2 % of
+    a small layer, which whoever reads the rows next pays back.
+    """
     lanes = _shape_of(tile)[2]
 
     def generate(context, builder, signature, args):
