@@ -12,7 +12,7 @@ from pathlib import Path
 ORDER = """
 errors files threads rows memory
 labels imagefiles sources arrayfiles h5images images
-kernels.jit kernels kernels.half kernels.simd kernels.naive kernels.cpu kernels.peak kernels.warp
+kernels.jit kernels kernels.half kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
 datasets preprocess filters network arrays shards store
 rowinput moments incremental projection pca newton rbf selection svm
 presets plan features progress pipeline model evaluate estimators demo reproduce warmup bench commands cli __init__ __main__

@@ -50,7 +50,8 @@ from streamcnn.errors import DeviceError, ParameterError
 ACTIVATIONS = {"relu": 0, "abs": 1, "clip": 2, "split": 3}
 POOLS = {"mean": 0, "max": 1}
 DEVICES = ("auto", "cpu", "cuda", "naive")
-_LINE_BYTES = 64
+LINE = 16
+"""Floats of a cache line: a vector that crosses two costs two loads."""
 
 
 def empty_lines(shape: tuple[int, ...]) -> np.ndarray:
@@ -59,8 +60,8 @@ def empty_lines(shape: tuple[int, ...]) -> np.ndarray:
     numpy's begin 16 bytes into one, and then every full vector stored touches two lines: 5 % of the time of a layer with few taps.
     """
     size = int(np.prod(shape))
-    room = np.empty(size + _LINE_BYTES // 4, np.float32)
-    skip = -room.ctypes.data % _LINE_BYTES // 4
+    room = np.empty(size + LINE, np.float32)
+    skip = -room.ctypes.data // 4 % LINE
     return room[skip : skip + size].reshape(shape)
 
 
