@@ -10,8 +10,7 @@ import pytest
 from streamcnn import bench
 from streamcnn.cli import main
 from streamcnn.errors import ParameterError
-from streamcnn.kernels import cpu, jit
-from streamcnn.kernels.peak import multiply_add_rate
+from streamcnn.kernels import cpu, jit, peak
 from streamcnn.warmup import compile_kernels
 
 
@@ -106,13 +105,15 @@ def test_emulation_runs_a_child_held_to_the_older_cpu(monkeypatch):
     assert expected.items() <= seen["env"].items()
 
 
-def test_peak_is_no_less_than_the_convolution():
-    """The rate of multiply-adds in registers is above that of the same number of them in a convolution."""
-    rates = [multiply_add_rate(1, 1 << 16) for _ in range(5)]
-    case = bench.ConvCase("deep", 16, (10, 10, 32), 32, 3, deep=True)
-    row, _ = bench._conv_row(case, 1, 3, None)
-    # a tenth for a machine that was busy while the peak was measured
-    assert 1e-9 * max(rates) > 0.9 * row["gflops"]
+def test_peak_counts_the_multiply_adds_it_makes():
+    """Every chain of every lane makes its steps: the sum of their ends is there, and two operations a step are counted."""
+    positions, filters, lanes = cpu.TILE.dtype["accumulators"].shape
+    chains = positions * filters
+    numbers = np.array([*range(chains), 0.5, 3.0], np.float32)
+    assert peak._peak_worker(2, numbers, cpu.TILE) == 2 * 2 * chains * lanes
+    # r <- r / 2 + 3 twice is r / 4 + 4.5
+    assert numbers[:lanes].tolist() == [sum(r / 4 + 4.5 for r in range(chains))] * lanes
+    assert peak.multiply_add_rate(2, 100) > 0
 
 
 def test_warmup_leaves_nothing_to_compile():
