@@ -363,3 +363,29 @@ def info(args: argparse.Namespace) -> dict[str, Any]:
     for name, value in result.items():
         _say(f"{name:<14} {json.dumps(value, default=str)}")
     return result
+
+
+def bench(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn bench NAME`; the object's keys are those of `bench.run_benchmarks`."""
+    from streamcnn.bench import emulated, report, run_benchmarks
+
+    for name in ("repeats", "shrink"):
+        if getattr(args, name) < 1:
+            raise ParameterError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    n_threads = resolve_n_jobs(args.threads)
+    if args.emulate is None:
+        result = run_benchmarks(args.name, n_threads, args.repeats, args.shrink)
+    else:
+        result = emulated(args.emulate, args.name, n_threads, args.repeats, args.shrink)
+    _say(report(result))
+    return result
+
+
+def warmup(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn warmup`; the object's keys are those of `warmup.compile_kernels`."""
+    from streamcnn.warmup import compile_kernels
+
+    result = compile_kernels()
+    where = f"in {result['cache']}" if result["cache"] else "for this process only: no cache folder can be written; set NUMBA_CACHE_DIR"
+    _say(f"{result['compiled']} kernels compiled and {result['cached']} found on disk in {result['seconds']:.1f} s, {where}")
+    return result

@@ -21,6 +21,7 @@ from streamcnn.pipeline import draw_filters
 from streamcnn.plan import plan_transform
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
+from streamcnn.stages import PREDICT_BLOCK
 from streamcnn.threads import resolve_n_jobs
 
 
@@ -49,7 +50,7 @@ class _ImageInput:
             # an unsigned byte stays one, everything else becomes float32, exactly as images do
             dtype = None if getattr(X, "dtype", None) == np.uint8 else np.float32
             X = validate_data(self, X, reset=reset, dtype=dtype, order="C")
-        limit = resolve_limit(self.memory_limit)  # type: ignore[attr-defined]
+        limit = resolve_limit(self.memory_limit) if isinstance(X, (str, Path)) else None  # type: ignore[attr-defined]
         source = open_images(X, y, image_shape=self.image_shape, memory_limit=limit)  # type: ignore[attr-defined]
         if reset and not hasattr(self, "n_features_in_"):
             self.n_features_in_ = int(np.prod(source.image_shape))
@@ -213,16 +214,27 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
 
         `more` are bytes an image that the caller will hold besides.
         """
-        limit, source = resolve_limit(self.memory_limit), self._open(X, None, reset=False)
+        source = self._open(X, None, reset=False)
         shape = (source.n_samples, *columns)
+
+        def fill(chunk_size: int, *watching) -> np.ndarray:
+            out = np.empty(shape, dtype)
+            for start, decisions in self.model_.decisions(source, chunk_size, self.n_jobs_, self.device_, *watching):
+                out[start : start + len(decisions)] = take(decisions)
+            return out
+
+        # a few images in memory are planned once: plan and monitor take longer than to predict them
+        few = (*shape, self.memory_limit) if source.kind == "array" and source.n_samples <= PREDICT_BLOCK else None
+        if few in self.model_.planned:
+            return fill(source.n_samples)
+        limit = resolve_limit(self.memory_limit)
         result = {"result": math.prod(shape) * np.dtype(dtype).itemsize + more * source.n_samples}
         plan = plan_decisions(self.model_, source, self.n_jobs_, limit, self.device_, result)
+        if few is not None:
+            self.model_.planned.add(few)
         with MemoryMonitor(limit) as monitor, monitor.stage("predict", plan.peak_bytes):
-            out = np.empty(shape, dtype)
             with Progress(0, monitor).bar("predict", source.n_samples) as update:
-                for start, decisions in self.model_.decisions(source, plan.chunk_size, self.n_jobs_, self.device_, update, monitor):
-                    out[start : start + len(decisions)] = take(decisions)
-        return out
+                return fill(plan.chunk_size, update, monitor)
 
     def decision_function(self, X):
         """Decision values: (n_samples,) for two classes, positive for the second; (n_samples, n_classes) for more.

@@ -42,10 +42,13 @@ class Model:
     classes_ : ndarray of shape (n_classes,), int or str
     header : dict
         Parameters, pixel kind, versions: what `info` shows.
+    planned : set
+        Shapes of results of at most a block of images, with the limit under which they were planned and fit.
     """
 
     def __init__(self, network: Network, pca: StreamingPCA | None, svm: StreamingSVC, classes: np.ndarray, header: dict[str, Any]):
         self.network, self.pca, self.svm, self.classes_, self.header = network, pca, svm, classes, header
+        self.planned: set[tuple[Any, ...]] = set()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

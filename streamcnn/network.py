@@ -15,7 +15,7 @@ import numpy as np
 from streamcnn import preprocess
 from streamcnn.errors import DataError, FilterBankError, ParameterError
 from streamcnn.filters import random_filter_bank
-from streamcnn.kernels import ACTIVATIONS, POOLS
+from streamcnn.kernels import ACTIVATIONS, POOLS, empty_lines
 
 logger = logging.getLogger("streamcnn")
 
@@ -300,7 +300,7 @@ class Network:
 
     def allocate(self, chunk_size: int, n_threads: int, kernels) -> dict[str, np.ndarray]:
         """The buffers of `buffer_shapes`, to be used again for every chunk."""
-        return {name: np.empty(s, np.float32) for name, s in self.buffer_shapes(chunk_size, n_threads, kernels).items()}
+        return {name: empty_lines(s) for name, s in self.buffer_shapes(chunk_size, n_threads, kernels).items()}
 
     def _preprocessed(self, images: np.ndarray, buffers: dict[str, np.ndarray], kernels) -> np.ndarray:
         if not self.steps:

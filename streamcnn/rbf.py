@@ -3,8 +3,8 @@
 import numpy as np
 from sklearn.svm import SVC
 
-# support vectors taken at a time
-TILE = 1024
+# support vectors and rows taken at a time; so few rows because one image is padded to as many
+TILE, _ROWS = 1024, 16
 
 
 class RbfMachine:
@@ -37,6 +37,7 @@ class RbfMachine:
         pairs += pairs.T
         self._pairs = pairs[~np.eye(n, dtype=bool)].reshape(n, n - 1)
         self._ends = np.cumsum(n_support)
+        self._of_zeros: np.ndarray | None = None
 
     @classmethod
     def fit(cls, rows: np.ndarray, codes: np.ndarray, row_weights: np.ndarray, C: float, gamma: float, scale: float, cache_size: float):
@@ -60,9 +61,30 @@ class RbfMachine:
         As scikit-learn's `decision_function_shape="ovr"`: votes of the pairs, plus the sum s of the pairs' decisions squashed to
         s / (3 (|s| + 1)), which settles equal votes. Two classes: the one pair's decision, positive for the second class.
         """
+        pairs = np.empty((len(tile), len(self.intercept)))
+        for start in range(0, len(tile), _ROWS):
+            rows, result = tile[start : start + _ROWS], pairs[start : start + _ROWS]
+            if len(rows) == _ROWS and not rows.any():  # padding: most of the block that a single image is decided in
+                if self._of_zeros is None:
+                    self._of_zeros = np.empty_like(result)
+                    self._decide_pairs(rows, self._of_zeros)
+                result[:] = self._of_zeros
+            else:
+                self._decide_pairs(rows, result)
+        if self.n_outputs == 1:
+            out[:, 0] = pairs[:, 0]
+            return
+        for code, columns in enumerate(self._pairs):
+            own = pairs[:, columns]
+            # a pair speaks for its first class from 0 upwards, for its second one below 0
+            votes = (own[:, code:] >= 0).sum(axis=1) + (own[:, :code] < 0).sum(axis=1)
+            confidence = own[:, code:].sum(axis=1) - own[:, :code].sum(axis=1)
+            out[:, code] = votes + confidence / (3 * (np.abs(confidence) + 1))
+
+    def _decide_pairs(self, tile: np.ndarray, pairs: np.ndarray) -> None:
+        """Decisions of the pairs of classes for raw rows, which are overwritten."""
         tile *= self.scale
         squares = np.einsum("ij,ij->i", tile, tile)
-        pairs = np.empty((len(tile), len(self.intercept)))
         pairs[:] = self.intercept
         for start in range(0, len(self.support_vectors), TILE):
             stop = min(start + TILE, len(self.support_vectors))
@@ -79,12 +101,3 @@ class RbfMachine:
                 if first >= stop:
                     break
                 pairs[:, self._pairs[code]] += kernel[:, first - start : last - start] @ self.dual_coef[:, first:last].T
-        if self.n_outputs == 1:
-            out[:, 0] = pairs[:, 0]
-            return
-        for code, columns in enumerate(self._pairs):
-            own = pairs[:, columns]
-            # a pair speaks for its first class from 0 upwards, for its second one below 0
-            votes = np.count_nonzero(own[:, code:] >= 0, axis=1) + np.count_nonzero(own[:, :code] < 0, axis=1)
-            confidence = own[:, code:].sum(axis=1) - own[:, :code].sum(axis=1)
-            out[:, code] = votes + confidence / (3 * (np.abs(confidence) + 1))

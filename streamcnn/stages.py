@@ -19,7 +19,7 @@ from streamcnn.system import resident_bytes
 
 # rows per matrix product when predicting: the same for one image and for a million, so that a prediction never depends on its
 # neighbours, and small, so that one image is quick
-PREDICT_BLOCK = 64
+PREDICT_BLOCK = 16
 # what a source holds from the moment it is open, and so is resident already
 _HELD = ("labels", "names", "originals")
 # measured: BLAS work space and the modules that scikit-learn and SciPy load on first use; each BLAS thread has its own

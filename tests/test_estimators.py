@@ -215,3 +215,22 @@ def test_published_attributes(digits):
     assert classifier.n_features_in_ == 64
     assert classifier.peak_rss_bytes_ > 0
     assert set(classifier.report_.stage_seconds) == {"filters", "extract", "pca", "project", "svm"}
+
+
+def test_a_second_prediction_of_few_images_is_not_planned_again(digits, monkeypatch):
+    """For few images in memory the plan is made once for each number and limit; many are planned every time; labels stay the same."""
+    from streamcnn import estimators
+
+    images, labels = digits
+    classifier = StreamCNNClassifier(random_state=0, kernel="linear", C=1.0).fit(images[:200], labels[:200])
+    plan, calls = estimators.prediction_chunk, []
+    monkeypatch.setattr(estimators, "prediction_chunk", lambda *args: calls.append(args[3]) or plan(*args))
+    expected = classifier.predict(images[200:300])
+    assert len(calls) == 1
+    for i in range(3):
+        assert classifier.predict(images[200 + i : 201 + i])[0] == expected[i]
+    assert len(calls) == 2
+    classifier.predict(images[200:300])
+    assert len(calls) == 3
+    classifier.set_params(memory_limit="4GiB").predict(images[:1])
+    assert calls[3:] == [4 << 30]

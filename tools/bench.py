@@ -1,7 +1,8 @@
 """Runs the README's measurements and writes its tables; numbers in the README come from here only.
 
-python tools/bench.py                    demo
-STREAMCNN_DATA=... python tools/bench.py  demo, Extended Yale B
+python tools/bench.py                    demo, convolution
+STREAMCNN_DATA=... python tools/bench.py  demo, convolution, Extended Yale B
+python tools/bench.py conv                only this table, likewise demo and yale
 """
 
 import json
@@ -10,9 +11,11 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from streamcnn import bench
 from streamcnn.reproduce import PAPER
 
 README = Path(__file__).parent.parent / "README.md"
@@ -56,6 +59,23 @@ def yale_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def conv_table() -> str:
+    """`streamcnn bench conv` here and held to AVX2."""
+    native = run("bench", "conv")
+    lines = [bench.conv_table(native["conv"]), "", machine(native), *(f"- {line}" for line in bench.conv_summary(native["conv"]))]
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        older = run("bench", "conv", "--emulate", "avx2")["conv"]
+        ratios = " / ".join("-" if row["ratio"] is None else f"{row['ratio']:.1f}" for row in older["rows"])
+        lines.append(f"- held to AVX2 on both sides, the ratios are {ratios}")
+    return "\n".join(lines)
+
+
+def machine(result: dict[str, Any]) -> str:
+    """What the figures were measured with."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if number and name != "streamcnn")
+    return f"{result['threads']} threads of {result['cpu']}; {versions}\n"
+
+
 def write(name: str, table: str) -> None:
     """Put a table between its markers in the README."""
     text = README.read_text(encoding="utf-8")
@@ -65,12 +85,19 @@ def write(name: str, table: str) -> None:
     README.write_text(pattern.sub(lambda m: f"{m[1]}{table}\n{m[2]}", text), encoding="utf-8")
 
 
-def main() -> None:
-    """Measure everything there is data for."""
-    write("demo", demo_table())
-    if folder := os.environ.get("STREAMCNN_DATA"):
-        write("yale", yale_table(Path(folder) / "CroppedYale"))
+def main(names: list[str]) -> None:
+    """Measure the tables named, or everything there is data for."""
+    folder = os.environ.get("STREAMCNN_DATA")
+    tables: dict[str, Callable[[], str]] = {"demo": demo_table, "conv": conv_table}
+    if folder:
+        tables["yale"] = lambda: yale_table(Path(folder) / "CroppedYale")
+    if unknown := set(names) - tables.keys():
+        raise SystemExit(
+            f"no table {', '.join(sorted(unknown))}: there are {', '.join(tables)}" + ("" if folder else "; set STREAMCNN_DATA")
+        )
+    for name in names or tables:
+        write(name, tables[name]())
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -12,10 +12,10 @@ from pathlib import Path
 ORDER = """
 errors files threads rows system tracing memory
 labels imagefiles sources arrayfiles h5images images
-kernels.jit kernels kernels.half kernels.simd kernels.naive kernels.cpu kernels.warp
+kernels.jit kernels kernels.half kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
 variations datasets preprocess filters network arrays shards store
 rowinput moments incremental krylov randomized pcaplan projection pca newton rbf selection ladder svm
-presets planning stages plan features progress pipeline model evaluate estimators demo reproduce commands cli __init__ __main__
+presets planning stages plan features progress pipeline model evaluate estimators demo reproduce warmup bench commands cli __init__ __main__
 """.split()
 
 

@@ -10,9 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from numba import njit
 from numba.core.caching import FunctionCache
+
+CACHED: list[Any] = []
+"""Every kernel loaded so far that has entries in the cache on disk."""
 
 
 @lru_cache(maxsize=1)
@@ -69,9 +74,28 @@ def jit(**options) -> Callable:
         if cache and hasattr(dispatcher, "_cache"):  # without it numba is switched off (NUMBA_DISABLE_JIT)
             with suppress(RuntimeError):  # no folder is writable: compile anew in each process
                 dispatcher._cache = _TolerantCache(function)
+            CACHED.append(dispatcher)
         return dispatcher
 
     return decorate
+
+
+def flat(array: np.ndarray) -> np.ndarray:
+    """The numbers of a C-contiguous array in one axis, never marked read-only: numba would compile once more for that type."""
+    if array.flags.writeable:
+        return array.reshape(-1)
+
+    class Writable:
+        __array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False), "shape": (array.size,)}
+
+    return np.asarray(Writable())
+
+
+def by_type(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images as (uint8, float32), one of them empty, so that one compiled kernel serves both."""
+    if images.dtype == np.uint8:
+        return flat(images), np.empty(0, np.float32)
+    return np.empty(0, np.uint8), flat(images)
 
 
 def run_workers(work: Callable[[int], object], n_workers: int) -> None:

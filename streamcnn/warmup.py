@@ -1,0 +1,43 @@
+"""Compile every kernel now, by using it once on a few pixels: `streamcnn warmup`, and before anything is timed."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, half, jit, peak, warp
+
+
+def compile_kernels() -> dict[str, Any]:
+    """Compile the CPU kernels, or load them from the cache on disk.
+
+    Returns
+    -------
+    dict
+        `seconds`; `compiled` and `cached`, the numbers of kernels compiled now and found on disk; `cache`, the folder in which
+        the next process finds them, null where none can be written.
+    """
+    start = time.perf_counter()
+    images = np.zeros((1, 4, 4, 1), np.uint8)
+    floats = np.empty(images.shape, np.float32)
+    edges = np.arange(3)
+    filters, bias, out = np.ones((1, 3, 3, 1), np.float32), np.zeros(1, np.float32), np.empty((1, 2, 2, 1), np.float32)
+    scratch = np.empty((1, cpu.conv_scratch((4, 4, 1), filters.shape, out.shape[1:], 0)), np.float32)
+    cpu.conv_layer(images, filters, bias, 1, 0, ACTIVATIONS["relu"], 0.0, POOLS["mean"], edges, edges, scratch, out)
+    cpu.standardize(images, floats)
+    cpu.log(images, floats)
+    cpu.local_contrast(images, 3, 1.0, np.empty((1, cpu.contrast_scratch((4, 4, 1), 3)), np.float32), floats)
+    narrow = np.empty(floats.shape, np.float16)
+    half.narrow(floats, narrow)
+    half.widen(narrow, floats)
+    pictures = np.zeros((1, 4, 4), np.float32)
+    warp.warp(pictures, np.zeros(1, np.uint64), np.zeros(1, np.int64), np.empty((1, 4, 4), np.uint8))
+    peak.multiply_add_rate(1, 1)
+    stats = [kernel.stats for kernel in jit.CACHED]
+    folders = {s.cache_path for s in stats if s.cache_path is not None}
+    return {
+        "seconds": time.perf_counter() - start,
+        "compiled": sum(sum(s.cache_misses.values()) for s in stats),
+        "cached": sum(sum(s.cache_hits.values()) for s in stats),
+        "cache": next(iter(folders), None),
+    }

@@ -1,0 +1,124 @@
+"""The one table of convolutions that every device is held to, with the bound of the rounding errors of each.
+
+For `test_kernels.py` (CPU) and for whatever other device has `conv_layer`: for each name of `CASES`, `run(kernels, *arrays, **options)`
+must be within `tolerance(*arrays, **options)` of `run(naive, *arrays, **options)`.
+"""
+
+import numpy as np
+
+from streamcnn.kernels import ACTIVATIONS, POOLS, naive
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def windows(size):
+    """Edges of windows of `size` that drop what is incomplete."""
+    return lambda length: np.arange(length // size + 1) * size
+
+
+EACH = windows(1)
+
+
+def grid(cells):
+    """Edges of `cells` windows of unequal size over everything."""
+    return lambda length: np.arange(cells + 1) * length // cells
+
+
+def given_edges(*edges):
+    return lambda length: np.array(edges)
+
+
+def run(kernels, images, filters, bias, *, stride=1, padding=0, activation="relu", threshold=0.0, pool="mean", edges=EACH, **options):
+    """Call `conv_layer` with fresh NaN-filled buffers; `edges` makes row and column edges from the size of the conv map."""
+    n_threads = options.pop("n_threads", 2)
+    if not isinstance(edges, tuple):
+        edges = (edges, edges)
+    sizes = [(length + 2 * padding - side) // stride + 1 for length, side in zip(images.shape[1:3], filters.shape[1:3])]
+    rows, cols = (make(size) for make, size in zip(edges, sizes))
+    shape = (len(rows) - 1, len(cols) - 1, len(filters) * (2 if activation == "split" else 1))
+    m = kernels.conv_scratch(images.shape[1:], filters.shape, shape, padding, *options.values())
+    scratch, out = np.full((n_threads, m), np.nan, np.float32), np.full((len(images), *shape), np.nan, np.float32)
+    codes = (ACTIVATIONS[activation], threshold, POOLS[pool])
+    kernels.conv_layer(images, filters, bias, stride, padding, *codes, rows, cols, scratch, out, **options)
+    return out
+
+
+def make(n, shape, n_filters, kernel, dtype=np.uint8, seed=0):
+    """Random images, filters and bias."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (n, *shape)).astype(dtype)
+    if dtype == np.float32:
+        images = rng.normal(size=images.shape).astype(np.float32) * 100
+    filters = rng.normal(size=(n_filters, *kernel, shape[2])).astype(np.float32) / 100
+    return images, filters, rng.normal(size=n_filters).astype(np.float32)
+
+
+def tolerance(images, filters, bias, threshold=0.0, **options):
+    """Bound of the rounding errors of each output.
+
+    A chain of t fused multiply-adds is off by at most t u (sum |w||x| + |bias|) (Higham, section 3.1; u = eps / 2), the
+    threshold and the sequential mean of s values by another s + 2 roundings of numbers not above the largest such sum. The
+    naive kernel itself gives that largest sum of each cell. Below the normal range a rounding is off by up to 2**-149.
+    """
+    options = {**options, "activation": "split" if options.get("activation") == "split" else "relu", "pool": "max"}
+    largest = run(naive, np.abs(images), np.abs(filters), np.abs(bias), **options)
+    if options["activation"] == "split":
+        largest[..., len(filters) :] = largest[..., : len(filters)]
+    edges = options.get("edges", EACH)
+    sizes = [e(length) for e, length in zip(edges if isinstance(edges, tuple) else (edges, edges), images.shape[1:3])]
+    roundings = filters[0].size + int(np.prod([np.diff(s).max() for s in sizes])) + 3
+    return roundings * (EPS / 2 * (largest.astype(np.float64) + threshold) + 2.0**-149)
+
+
+CASES = {
+    "one image, one filter": (make(1, (8, 8, 1), 1, (3, 3)), {}),
+    "odd sizes": (make(7, (17, 13, 3), 10, (5, 5)), {"edges": windows(2)}),
+    "stride 2, padding 1": (make(7, (9, 10, 3), 10, (3, 3)), {"stride": 2, "padding": 1}),
+    "stride 3, padding 2": (make(5, (16, 11, 1), 3, (5, 3)), {"stride": 3, "padding": 2, "edges": windows(2)}),
+    "stride above the kernel": (make(3, (13, 14, 2), 3, (2, 2)), {"stride": 3}),
+    "padding 3 of float32": (make(16, (8, 9, 5), 10, (7, 7), np.float32), {"padding": 3, "edges": windows(3), "pool": "max"}),
+    "padding above the kernel": (make(2, (4, 4, 1), 2, (2, 2)), {"padding": 3, "edges": windows(2)}),
+    "row filter": (make(7, (6, 15, 1), 10, (1, 7)), {"edges": windows(2)}),
+    "column filter": (make(7, (15, 6, 3), 10, (7, 1), np.float32), {"edges": windows(2)}),
+    "1 x n images": (make(33, (1, 40, 1), 3, (1, 9)), {"edges": (windows(1), windows(4))}),
+    "pixel filter": (make(4, (5, 5, 16), 64, (1, 1), np.float32), {"pool": "max", "edges": windows(5)}),
+    "deep": (make(7, (10, 10, 16), 64, (3, 3), np.float32), {"edges": windows(2)}),
+    "one output": (make(33, (5, 5, 3), 64, (5, 5)), {}),
+    "global pool": (make(3, (20, 19, 1), 10, (3, 3)), {"edges": grid(1)}),
+    "unequal grid": (make(16, (20, 17, 3), 10, (5, 5)), {"edges": (grid(3), grid(5)), "pool": "max"}),
+    "very unequal grid": (make(3, (19, 19, 1), 3, (3, 3)), {"edges": (given_edges(0, 1, 17), given_edges(2, 3, 4, 16))}),
+    "window of 9": (make(17, (17, 17, 1), 5, (3, 3)), {"edges": windows(3)}),
+    "large image in bands": (make(2, (70, 300, 3), 3, (5, 5)), {"edges": windows(33), "pool": "mean"}),
+    "wide image in bands": (make(2, (40, 700, 2), 2, (3, 3)), {"edges": (windows(2), windows(50)), "padding": 2}),
+}
+for activation in ACTIVATIONS:
+    for pool in POOLS:
+        options = {"activation": activation, "pool": pool, "threshold": 0.3}
+        CASES[f"{activation} {pool} in tiles"] = (make(5, (12, 12, 1), 7, (3, 3)), {**options, "edges": windows(4)})
+        CASES[f"{activation} {pool} across cells"] = (make(5, (12, 12, 1), 7, (3, 3), np.float32), {**options, "edges": windows(3)})
+
+
+def _with(case, images=None, filters=None, bias=None):
+    """A case with some of its arrays changed by functions."""
+    arrays, options = case
+    changed = [array if change is None else change(array) for array, change in zip(arrays, (images, filters, bias))]
+    return tuple(np.ascontiguousarray(array, np.float32) for array in changed), options
+
+
+_OFFSET = (make(5, (12, 12, 1), 6, (5, 5), np.float32), {"edges": windows(2)})
+_SMALL = (make(3, (6, 6, 2), 5, (2, 2), np.float32), {"edges": windows(2)})
+CASES |= {
+    # what is left of the pixels is far below them: the tolerance says how far
+    "large offset": _with(_OFFSET, images=lambda x: x + 1e6),
+    "cancelling sums on a large offset": _with(
+        _OFFSET, images=lambda x: x + 1e6, filters=lambda w: w - w.mean(axis=(1, 2, 3), keepdims=True)
+    ),
+    "cancelling pairs": _with(_OFFSET, images=lambda x: 0 * x + 1, filters=lambda w: np.sign(w - np.median(w)) * 1e3),
+    # products below float32's normal range, and a bias that does not hide them
+    "denormal responses": _with(_SMALL, images=lambda x: x * 2.0**-90, filters=lambda w: w * 2.0**-40, bias=lambda b: 0 * b),
+    "denormal pixels": _with(_SMALL, images=lambda x: x * 2.0**-140, bias=lambda b: 0 * b),
+    "1 x 1 output of a stride": (make(3, (7, 7, 2), 5, (5, 5)), {"stride": 3}),
+    "1 x 1 output of many channels": (make(2, (3, 3, 40), 70, (3, 3), np.float32), {"activation": "split", "pool": "max"}),
+    "few images, filters beyond a tile": (make(2, (11, 9, 3), 70, (3, 3)), {"padding": 1, "edges": windows(2), "activation": "split"}),
+    "few images, filters of no whole vector": (make(1, (10, 10, 3), 21, (5, 5)), {"stride": 2, "edges": windows(2), "threshold": 0.3}),
+}
