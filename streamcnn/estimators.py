@@ -232,9 +232,12 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         plan = plan_decisions(self.model_, source, self.n_jobs_, limit, self.device_, result)
         if few is not None:
             self.model_.planned.add(few)
-        with MemoryMonitor(limit) as monitor, monitor.stage("predict", plan.peak_bytes):
-            with Progress(0, monitor).bar("predict", source.n_samples) as update:
-                return fill(plan.chunk_size, update, monitor)
+        with (
+            MemoryMonitor(limit) as monitor,
+            monitor.stage("predict", plan.peak_bytes),
+            Progress(0, monitor).bar("predict", source.n_samples) as update,
+        ):
+            return fill(plan.chunk_size, update, monitor)
 
     def decision_function(self, X):
         """Decision values: (n_samples,) for two classes, positive for the second; (n_samples, n_classes) for more.

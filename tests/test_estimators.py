@@ -223,8 +223,8 @@ def test_a_second_prediction_of_few_images_is_not_planned_again(digits, monkeypa
 
     images, labels = digits
     classifier = StreamCNNClassifier(random_state=0, kernel="linear", C=1.0).fit(images[:200], labels[:200])
-    plan, calls = estimators.prediction_chunk, []
-    monkeypatch.setattr(estimators, "prediction_chunk", lambda *args: calls.append(args[3]) or plan(*args))
+    plan, calls = estimators.plan_decisions, []
+    monkeypatch.setattr(estimators, "plan_decisions", lambda *args: calls.append(args[3]) or plan(*args))
     expected = classifier.predict(images[200:300])
     assert len(calls) == 1
     for i in range(3):
