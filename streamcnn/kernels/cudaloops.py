@@ -1,0 +1,405 @@
+"""What runs on the CUDA device: factories of kernels whose sizes are compile-time constants.
+
+The convolution is a matrix product that is never written down: rows are output cells of all images one after the other, columns
+filters, and the inner dimension the taps. A block of threads computes `cells` x `filters` of it. For each position of the pooling
+window it walks through all taps in order, some at a time: their pixels are gathered and their weights copied into shared memory
+while the previous ones are multiplied, and each thread keeps a small tile of sums, and of pooled sums, in registers.
+
+All index arithmetic is unsigned and 64-bit: numba guards a signed index against being negative, and that alone keeps the compiler
+from loading four numbers from shared memory in one instruction (looked up in the PTX; 12 loads per tap instead of 3).
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numba import float32, float64, int32, int64
+
+from streamcnn.kernels import ACTIVATIONS, POOLS, simulated
+from streamcnn.kernels.cudadevice import cuda
+
+SIMULATED = simulated()
+NEVER = 1 << 24  # a row outside of every image
+ZERO, ONE, MINUS_ONE, INFINITY = (np.float32(value) for value in (0, 1, -1, np.inf))
+
+
+class Tile(NamedTuple):
+    """Threads of a block, and what each computes.
+
+    A thread's cells and filters come in groups of 4 neighbours; `block_cells` must divide `threads`. `taps` are in shared memory at
+    a time.
+    """
+
+    cell_threads: int
+    filter_threads: int
+    cells: int
+    filters: int
+    taps: int
+
+    @property
+    def threads(self) -> int:
+        return self.cell_threads * self.filter_threads
+
+    @property
+    def block_cells(self) -> int:
+        return self.cell_threads * self.cells
+
+    @property
+    def block_filters(self) -> int:
+        return self.filter_threads * self.filters
+
+
+if SIMULATED:
+
+    def load4(array, i):
+        """Elements i to i + 3."""
+        return array[i], array[i + np.uint64(1)], array[i + np.uint64(2)], array[i + np.uint64(3)]
+
+else:
+    from llvmlite import ir
+    from numba import types
+    from numba.cuda.extending import intrinsic
+
+    @intrinsic
+    def load4(typingctx, array, i):
+        """Elements i to i + 3, i a multiple of 4, of a flat float32 array whose data begin at a multiple of 16 bytes, in one load.
+
+        Left to itself the compiler finds this load for some tiles and misses it for others (seen in the PTX).
+        """
+
+        def generate(context, builder, signature, args):
+            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            vector = ir.VectorType(ir.FloatType(), 4)
+            loaded = builder.load(builder.bitcast(builder.gep(data, [args[1]]), vector.as_pointer()))
+            loaded.align = 16
+            numbers = [builder.extract_element(loaded, ir.Constant(ir.IntType(32), k)) for k in range(4)]
+            return context.make_tuple(builder, signature.return_type, numbers)
+
+        return types.UniTuple(types.float32, 4)(array, i), generate
+
+
+@cuda.jit(device=True)
+def rectified(value, threshold):
+    """max(value - threshold, 0) that lets NaN through: an ordered comparison is false for it."""
+    value = value - threshold
+    return ZERO if ZERO > value else value  # noqa: FURB136 - max would swallow NaN
+
+
+@cuda.jit(device=True)
+def clipped(value):
+    """min(max(value, -1), 1) that lets NaN through."""
+    value = MINUS_ONE if MINUS_ONE > value else value  # noqa: FURB136
+    return ONE if ONE < value else value  # noqa: FURB136
+
+
+@cuda.jit(device=True)
+def larger(old, new):
+    """The larger of two numbers, NaN when one is."""
+    return new if new > old or new != new else old
+
+
+@lru_cache(maxsize=None)
+def conv_kernel(tile: Tile, activation: int, pool: int, checked: bool):
+    """The convolution kernel for a tile, an activation and a kind of pooling; `checked` where pixels may lie outside the image.
+
+    The kernel's arguments, all arrays flat:
+
+    - images : (n H W C,) uint8 or float32
+    - filters : (T, F) float32, taps and filters rounded up to what `tile` takes at a time, rows beyond the last tap -0.0: that times
+      a pixel of 0 is -0.0, which changes no sum, not even another -0.0
+    - bias : (F,) float32
+    - taps : (3 T,) int32, for all: numbers from a window's first pixel to the tap's; its row, `NEVER` beyond the last; its column
+    - cells : (4 n_cells,) int32, for each cell of one image: first row and column of its window on the conv map, height, width
+    - scales : (n_cells,) float32, what the cell is multiplied by at the end
+    - sizes : (9,) int64: H, W, C, cells of one image, K, stride, padding, height and width of the largest window
+    - threshold : float32
+    - out : (n n_cells (K or 2 K),) float32
+    """
+    options = {}
+    if tile.cells * tile.filters <= 32 and activation != ACTIVATIONS["split"] and not SIMULATED:
+        # two blocks of 256 threads on a multiprocessor: ptxas takes 170 to 190 on its own, and needs no spill at 128
+        options["max_registers"] = 128
+    return cuda.jit(**options)(conv_function(tile, activation, pool, checked))
+
+
+def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
+    clip, absolute, split = (activation == ACTIVATIONS[name] for name in ("clip", "abs", "split"))
+    is_max = pool == POOLS["max"]
+    n_threads, n_taps, block_cells, block_filters = (
+        np.uint64(size) for size in (tile.threads, tile.taps, tile.block_cells, tile.block_filters)
+    )
+    cell_threads, filter_threads, n_p, n_f = (np.uint64(size) for size in tile[:4])
+    local_p, local_f = tile.cells, tile.filters
+    negatives = tile.filters if split else 1
+    pixels_size, weights_size, windows_size = (2 * tile.taps * tile.block_cells, 2 * tile.taps * tile.block_filters, 2 * tile.block_cells)
+    pixels_half, weights_half = np.uint64(pixels_size // 2), np.uint64(weights_size // 2)
+    local_pixels, local_weights = (-(-size // 2 // tile.threads) for size in (pixels_size, weights_size))
+    n_pixels, n_weights = np.uint64(local_pixels), np.uint64(local_weights)
+    tap_step = np.uint64(tile.threads // tile.block_cells)
+    zero, one, two, three, four = (np.uint64(number) for number in range(5))
+
+    def conv(images, filters, bias, taps, cells, scales, sizes, threshold, out):
+        if SIMULATED:  # which knows no alignment
+            pixels_ = cuda.shared.array(pixels_size, float32)
+            weights_ = cuda.shared.array(weights_size, float32)
+        else:
+            pixels_ = cuda.shared.array(pixels_size, float32, alignment=16)
+            weights_ = cuda.shared.array(weights_size, float32, alignment=16)
+        windows = cuda.shared.array(windows_size, int32)
+        acc = cuda.local.array((local_p, local_f), float32)
+        pooled = cuda.local.array((local_p, local_f), float32)
+        pooled_negative = cuda.local.array((local_p, negatives), float32)
+        x = cuda.local.array(local_p, float32)
+        w = cuda.local.array(local_f, float32)
+        next_pixels = cuda.local.array(local_pixels, float32)
+        next_weights = cuda.local.array(local_weights, float32)
+
+        height, width, channels, n_cells, n_filters = sizes[0], sizes[1], sizes[2], np.uint64(sizes[3]), np.uint64(sizes[4])
+        stride, padding, window_rows, window_cols = sizes[5], sizes[6], sizes[7], sizes[8]
+        deep = n_filters * two if split else n_filters
+        wide, all_taps = np.uint64(bias.size), np.uint64(taps.size) // np.uint64(3)
+        n_out = np.uint64(out.size) // deep
+        thread = np.uint64(cuda.threadIdx.x)
+        filter_thread, cell_thread = thread % filter_threads, thread // filter_threads
+        first_cell, first_filter = np.uint64(cuda.blockIdx.x) * block_cells, np.uint64(cuda.blockIdx.y) * block_filters
+
+        # the cell that this thread gathers pixels for, and its window
+        mine, first_tap = thread % block_cells, thread // block_cells
+        cell = min(first_cell + mine, n_out - one)
+        place = cell % n_cells * four
+        top, left, rows, cols = cells[place], cells[place + one], cells[place + two], cells[place + two + one]
+        image = int64(cell // n_cells) * height * width * channels
+        if first_tap == np.uint64(0):
+            windows[mine] = rows
+            windows[mine + block_cells] = cols
+
+        for p in range(n_p):
+            for f in range(n_f):
+                acc[p, f] = bias[first_filter + f // four * four * filter_threads + filter_thread * four + f % four]
+                pooled[p, f] = -INFINITY if is_max else ZERO
+                if split:
+                    pooled_negative[p, f] = -INFINITY if is_max else ZERO
+
+        # step by step: the window's positions, row by row, and for each the taps; what is gathered is one step ahead
+        u, v, at = int64(0), int64(0), np.uint64(0)
+        ahead_u, ahead_v, ahead_at = int64(0), int64(0), np.uint64(0)
+        n_steps = np.uint64(window_rows * window_cols) * (all_taps // n_taps)
+        for step in range(n_steps + one):
+            more = step < n_steps
+            if more:
+                # beyond the cell's own window its last position again, which is not counted
+                y = (top + min(ahead_u, int64(rows) - 1)) * stride - padding
+                x0 = (left + min(ahead_v, int64(cols) - 1)) * stride - padding
+                base = image + (y * width + x0) * channels
+                for i in range(n_pixels):
+                    tap = first_tap + i * tap_step
+                    if tap < n_taps:
+                        tap += ahead_at
+                        value = ZERO
+                        if checked:
+                            row, col = y + taps[all_taps + tap], x0 + taps[all_taps * two + tap]
+                            if row >= 0 and row < height and col >= 0 and col < width:
+                                value = np.float32(images[np.uint64(base + taps[tap])])
+                        else:
+                            value = np.float32(images[np.uint64(base + taps[tap])])
+                        next_pixels[i] = value
+                for i in range(n_weights):
+                    item = thread + i * n_threads
+                    if item < weights_half:
+                        next_weights[i] = filters[(ahead_at + item // block_filters) * wide + first_filter + item % block_filters]
+                ahead_at += n_taps
+                if ahead_at == all_taps:
+                    ahead_at = np.uint64(0)
+                    ahead_v += 1
+                    if ahead_v == window_cols:
+                        ahead_v = int64(0)
+                        ahead_u += 1
+
+            if step > np.uint64(0):
+                half = (step + one) % two
+                for tap in range(n_taps):
+                    for p in range(zero, n_p, four):
+                        pixel = half * pixels_half + tap * block_cells + p * cell_threads + cell_thread * four
+                        x[p], x[p + one], x[p + two], x[p + three] = load4(pixels_, pixel)
+                    for f in range(zero, n_f, four):
+                        weight = half * weights_half + tap * block_filters + f * filter_threads + filter_thread * four
+                        w[f], w[f + one], w[f + two], w[f + three] = load4(weights_, weight)
+                    for p in range(n_p):
+                        for f in range(n_f):
+                            acc[p, f] = cuda.fma(x[p], w[f], acc[p, f])
+                at += n_taps
+                if at == all_taps:
+                    at = np.uint64(0)
+                    for p in range(n_p):
+                        local = p // four * four * cell_threads + cell_thread * four + p % four
+                        if u < windows[local] and v < windows[local + block_cells]:
+                            for f in range(n_f):
+                                value = acc[p, f]
+                                if split:
+                                    negative = rectified(-value, threshold)
+                                    old = pooled_negative[p, f]
+                                    pooled_negative[p, f] = larger(old, negative) if is_max else old + negative
+                                if clip:
+                                    value = clipped(value)
+                                else:
+                                    value = rectified(abs(value) if absolute else value, threshold)
+                                pooled[p, f] = larger(pooled[p, f], value) if is_max else pooled[p, f] + value
+                        for f in range(n_f):
+                            acc[p, f] = bias[first_filter + f // four * four * filter_threads + filter_thread * four + f % four]
+                    v += 1
+                    if v == window_cols:
+                        v = int64(0)
+                        u += 1
+
+            if more:
+                half = step % two
+                for i in range(n_pixels):
+                    tap = first_tap + i * tap_step
+                    if tap < n_taps:
+                        pixels_[half * pixels_half + tap * block_cells + mine] = next_pixels[i]
+                for i in range(n_weights):
+                    item = thread + i * n_threads
+                    if item < weights_half:
+                        weights_[half * weights_half + item] = next_weights[i]
+            # one barrier a step: what is written now was last read two steps ago
+            cuda.syncthreads()
+
+        for p in range(n_p):
+            cell = first_cell + p // four * four * cell_threads + cell_thread * four + p % four
+            if cell < n_out:
+                scale = scales[cell % n_cells]
+                for f in range(n_f):
+                    k = first_filter + f // four * four * filter_threads + filter_thread * four + f % four
+                    if k < n_filters:
+                        out[cell * deep + k] = pooled[p, f] * scale
+                        if split:
+                            out[cell * deep + n_filters + k] = pooled_negative[p, f] * scale
+
+    return conv
+
+
+def _times(a, b):
+    return a * b
+
+
+# a float64 product that the compiler must not fuse with the sum that follows: the CPU's is not
+times = _times if SIMULATED else cuda.libdevice.dmul_rn
+
+
+@lru_cache(maxsize=None)
+def standardize_kernel(threads: int):
+    """(x - mean) / deviation of uint8 images, one block each, all sums in integers: (images, size, out), flat."""
+    n_threads, shared_size = np.uint64(threads), 2 * threads
+
+    def standardize(images, size, out):
+        sums = cuda.shared.array(shared_size, int64)
+        thread, start, n = np.uint64(cuda.threadIdx.x), np.uint64(cuda.blockIdx.x) * np.uint64(size), np.uint64(size)
+        total = squares = int64(0)
+        for i in range(thread, n, n_threads):
+            value = int64(images[start + i])
+            total += value
+            squares += value * value
+        sums[thread], sums[thread + n_threads] = total, squares
+        cuda.syncthreads()
+        total = squares = int64(0)
+        for i in range(n_threads):
+            total += sums[i]
+            squares += sums[i + n_threads]
+        whole = total // size
+        rest = float64(total - size * whole) / float64(size)
+        about_whole = squares - 2 * whole * total + size * whole * whole
+        mean = float64(whole) + rest
+        variance = float64(about_whole) / float64(size) - times(rest, rest)
+        factor = 0.0 if variance == 0.0 else 1.0 / math.sqrt(variance)
+        for i in range(thread, n, n_threads):
+            out[start + i] = np.float32((float64(images[start + i]) - mean) * factor)
+
+    return cuda.jit(standardize)
+
+
+@lru_cache(maxsize=None)
+def standardize_floats_kernel(threads: int):
+    """(x - mean) / deviation of float32 images, one block each: (images, size, out), flat.
+
+    The sums are one chain of float64 additions, as on the CPU: all threads load, the first one adds.
+    """
+    n_threads, shared_size = np.uint64(threads), threads
+
+    def standardize(images, size, out):
+        loaded = cuda.shared.array(shared_size, float32)
+        result = cuda.shared.array(2, float64)
+        thread, start, n = np.uint64(cuda.threadIdx.x), np.uint64(cuda.blockIdx.x) * np.uint64(size), np.uint64(size)
+        first = thread == np.uint64(0)
+        mean = variance = 0.0
+        for turn in range(2):
+            total = 0.0
+            for begin in range(np.uint64(0), n, n_threads):
+                if begin + thread < n:
+                    loaded[thread] = images[start + begin + thread]
+                cuda.syncthreads()
+                if first:
+                    for i in range(min(n_threads, n - begin)):
+                        value = float64(loaded[i])
+                        if turn == 1:
+                            value = times(value - mean, value - mean)
+                        total += value
+                cuda.syncthreads()
+            if first:
+                result[turn] = total / float64(size)
+            cuda.syncthreads()
+            mean = result[0]
+        variance = result[1]
+        factor = 0.0 if variance == 0.0 else 1.0 / math.sqrt(variance)
+        for i in range(thread, n, n_threads):
+            out[start + i] = np.float32((float64(images[start + i]) - mean) * factor)
+
+    return cuda.jit(standardize)
+
+
+@cuda.jit
+def log_bytes(images, table, out):
+    """log(1 + x) of uint8 from a table of 256."""
+    for i in range(np.uint64(cuda.grid(1)), np.uint64(out.size), np.uint64(cuda.gridsize(1))):
+        out[i] = table[np.uint64(images[i])]
+
+
+@cuda.jit
+def log_floats(images, out):
+    """log(1 + x) of float32, computed in float64."""
+    for i in range(np.uint64(cuda.grid(1)), np.uint64(out.size), np.uint64(cuda.gridsize(1))):
+        out[i] = np.float32(math.log1p(float64(images[i])))
+
+
+@cuda.jit
+def contrast_columns(images, height, row, half, columns):
+    """Sums, then sums of squares, over the window's rows around each number: `columns` is (2, n H row) float64, flat."""
+    size = np.uint64(images.size)
+    for i in range(np.uint64(cuda.grid(1)), size, np.uint64(cuda.gridsize(1))):
+        y = int64(i // np.uint64(row)) % height
+        total = squares = 0.0
+        for other in range(max(y - half, 0), min(y + half + 1, height)):
+            value = float64(images[np.uint64(int64(i) + (other - y) * row)])
+            total += value
+            squares += times(value, value)
+        columns[i] = total
+        columns[size + i] = squares
+
+
+@cuda.jit
+def contrast_boxes(images, height, width, channels, half, epsilon, columns, out):
+    """(x - mean) / (deviation + epsilon) from the sums over rows that `contrast_columns` left."""
+    size = np.uint64(out.size)
+    for i in range(np.uint64(cuda.grid(1)), size, np.uint64(cuda.gridsize(1))):
+        col, y = int64(i // np.uint64(channels)) % width, int64(i // np.uint64(channels * width)) % height
+        left, right = max(col - half, 0), min(col + half + 1, width)
+        total = squares = 0.0
+        for other in range(left, right):
+            at = np.uint64(int64(i) + (other - col) * channels)
+            total += columns[at]
+            squares += columns[size + at]
+        count = float64((min(y + half + 1, height) - max(y - half, 0)) * (right - left))
+        mean = total / count
+        variance = squares / count - times(mean, mean)
+        deviation = 0.0 if variance < 0.0 else math.sqrt(variance)
+        out[i] = np.float32((float64(images[i]) - mean) / (deviation + epsilon))
