@@ -8,14 +8,16 @@ import os
 import threading
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from numba import cuda
+from numba import cuda as numba_cuda
 
 from streamcnn.errors import MemoryBudgetError, ParameterError
-from streamcnn.kernels import simulated
 from streamcnn.kernels.jit import run_workers
 from streamcnn.memory import format_bytes, parse_bytes
+
+cuda: Any = numba_cuda  # its types are those of the simulator, or none
 
 LIMIT_VARIABLE = "STREAMCNN_DEVICE_MEMORY_LIMIT"
 # of the free device memory: contexts of other processes, and what numba frees late, need the rest

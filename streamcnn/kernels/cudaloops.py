@@ -10,7 +10,7 @@ from loading four numbers from shared memory in one instruction (looked up in th
 """
 
 import math
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -80,17 +80,27 @@ else:
 
 
 @cuda.jit(device=True)
+def spread(i, thread, threads):
+    """Where in its block's row or column the i-th cell or filter of a thread lies: groups of 4 neighbours, `threads` groups apart.
+
+    With all of a thread's side by side, a warp's loads from shared memory would meet in half the banks.
+    """
+    four = np.uint64(4)
+    return i // four * four * threads + thread * four + i % four
+
+
+@cuda.jit(device=True)
 def rectified(value, threshold):
     """max(value - threshold, 0) that lets NaN through: an ordered comparison is false for it."""
     value = value - threshold
-    return ZERO if ZERO > value else value  # noqa: FURB136 - max would swallow NaN
+    return ZERO if value < ZERO else value
 
 
 @cuda.jit(device=True)
 def clipped(value):
     """min(max(value, -1), 1) that lets NaN through."""
-    value = MINUS_ONE if MINUS_ONE > value else value  # noqa: FURB136
-    return ONE if ONE < value else value  # noqa: FURB136
+    value = MINUS_ONE if value < MINUS_ONE else value
+    return ONE if value > ONE else value
 
 
 @cuda.jit(device=True)
@@ -99,7 +109,7 @@ def larger(old, new):
     return new if new > old or new != new else old
 
 
-@lru_cache(maxsize=None)
+@cache
 def conv_kernel(tile: Tile, activation: int, pool: int, checked: bool):
     """The convolution kernel for a tile, an activation and a kind of pooling; `checked` where pixels may lie outside the image.
 
@@ -124,6 +134,7 @@ def conv_kernel(tile: Tile, activation: int, pool: int, checked: bool):
 
 
 def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
+    """The Python function behind `conv_kernel`."""
     clip, absolute, split = (activation == ACTIVATIONS[name] for name in ("clip", "abs", "split"))
     is_max = pool == POOLS["max"]
     n_threads, n_taps, block_cells, block_filters = (
@@ -176,7 +187,7 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
 
         for p in range(n_p):
             for f in range(n_f):
-                acc[p, f] = bias[first_filter + f // four * four * filter_threads + filter_thread * four + f % four]
+                acc[p, f] = bias[first_filter + spread(f, filter_thread, filter_threads)]
                 pooled[p, f] = -INFINITY if is_max else ZERO
                 if split:
                     pooled_negative[p, f] = -INFINITY if is_max else ZERO
@@ -218,12 +229,12 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
 
             if step > np.uint64(0):
                 half = (step + one) % two
-                for tap in range(n_taps):
+                for k in range(n_taps):
                     for p in range(zero, n_p, four):
-                        pixel = half * pixels_half + tap * block_cells + p * cell_threads + cell_thread * four
+                        pixel = half * pixels_half + k * block_cells + p * cell_threads + cell_thread * four
                         x[p], x[p + one], x[p + two], x[p + three] = load4(pixels_, pixel)
                     for f in range(zero, n_f, four):
-                        weight = half * weights_half + tap * block_filters + f * filter_threads + filter_thread * four
+                        weight = half * weights_half + k * block_filters + f * filter_threads + filter_thread * four
                         w[f], w[f + one], w[f + two], w[f + three] = load4(weights_, weight)
                     for p in range(n_p):
                         for f in range(n_f):
@@ -232,7 +243,7 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
                 if at == all_taps:
                     at = np.uint64(0)
                     for p in range(n_p):
-                        local = p // four * four * cell_threads + cell_thread * four + p % four
+                        local = spread(p, cell_thread, cell_threads)
                         if u < windows[local] and v < windows[local + block_cells]:
                             for f in range(n_f):
                                 value = acc[p, f]
@@ -246,7 +257,7 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
                                     value = rectified(abs(value) if absolute else value, threshold)
                                 pooled[p, f] = larger(pooled[p, f], value) if is_max else pooled[p, f] + value
                         for f in range(n_f):
-                            acc[p, f] = bias[first_filter + f // four * four * filter_threads + filter_thread * four + f % four]
+                            acc[p, f] = bias[first_filter + spread(f, filter_thread, filter_threads)]
                     v += 1
                     if v == window_cols:
                         v = int64(0)
@@ -266,11 +277,11 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
             cuda.syncthreads()
 
         for p in range(n_p):
-            cell = first_cell + p // four * four * cell_threads + cell_thread * four + p % four
+            cell = first_cell + spread(p, cell_thread, cell_threads)
             if cell < n_out:
                 scale = scales[cell % n_cells]
                 for f in range(n_f):
-                    k = first_filter + f // four * four * filter_threads + filter_thread * four + f % four
+                    k = first_filter + spread(f, filter_thread, filter_threads)
                     if k < n_filters:
                         out[cell * deep + k] = pooled[p, f] * scale
                         if split:
@@ -287,7 +298,7 @@ def _times(a, b):
 times = _times if SIMULATED else cuda.libdevice.dmul_rn
 
 
-@lru_cache(maxsize=None)
+@cache
 def standardize_kernel(threads: int):
     """(x - mean) / deviation of uint8 images, one block each, all sums in integers: (images, size, out), flat."""
     n_threads, shared_size = np.uint64(threads), 2 * threads
@@ -318,7 +329,7 @@ def standardize_kernel(threads: int):
     return cuda.jit(standardize)
 
 
-@lru_cache(maxsize=None)
+@cache
 def standardize_floats_kernel(threads: int):
     """(x - mean) / deviation of float32 images, one block each: (images, size, out), flat.
 
