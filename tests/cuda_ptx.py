@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numba
-from numba import cuda, float32, float64, int32, int64, uint8
+from numba import cuda, float32, float64, int32, int64, uint8, uint32
 from numba.cuda import dispatcher
 
 from streamcnn.kernels import ACTIVATIONS, POOLS, cudaloops
@@ -43,15 +43,26 @@ def examine(name, kernel, signature, capability, folder) -> dict:
         "single loads": r"ld\.shared\.f32",
         "flushed": r"\.ftz|\.approx",
         "tensor": r"tf32|mma",
-        "loose products": r"mul\.f32|mul\.f64",
-        "sums": r"(?:add|sub)(?:\.rn)?\.f(?:32|64)",
     }.items():
         result[key] = len(re.findall(pattern, code))
+    # a product without .rn may be fused with a sum that takes it
+    products = set(re.findall(r"mul\.f(?:32|64)\s+(%\w+)", code))
+    operands = re.findall(r"(?:add|sub)\S*\.f(?:32|64)\s+%\w+, (%?[\w.]+), (%?[\w.]+)", code)
+    result["fusible"] = sum(bool(products & set(pair)) for pair in operands)
+    result["sums"] = len(operands)
     if assembler := ptxas():
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
         most = kernel.targetoptions.get("max_registers") or 255
-        command = [assembler, "-v", f"-arch=sm_{capability[0]}{capability[1]}", f"-maxrregcount={most}", str(source), "-o", f"{source}.cubin"]
+        command = [
+            assembler,
+            "-v",
+            f"-arch=sm_{capability[0]}{capability[1]}",
+            f"-maxrregcount={most}",
+            str(source),
+            "-o",
+            f"{source}.cubin",
+        ]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
         result["spilled"] = sum(int(n) for n in re.findall(r"(\d+) bytes spill", said))
         result["registers"] = int(re.search(r"Used (\d+) registers", said)[1])
@@ -73,7 +84,7 @@ def kernels():
         tile = choose_tile(n_filters, n_taps, activation == "split")
         for images, checked in [(uint8[::1], n_taps % tile.taps > 0), (FLOATS, True)]:
             kernel = cudaloops.conv_kernel(tile, ACTIVATIONS[activation], POOLS[pool], checked)
-            signature = (images, FLOATS, FLOATS, INTS, INTS, FLOATS, int64[::1], float32, FLOATS)
+            signature = (images, FLOATS, FLOATS, uint32[::1], INTS, FLOATS, int64[::1], float32, FLOATS)
             yield f"conv {n_filters} x {n_taps} {activation} {pool} {images.dtype} {tile}", kernel, signature
     yield "standardize", cudaloops.standardize_kernel(128), (uint8[::1], int64, FLOATS)
     yield "standardize floats", cudaloops.standardize_floats_kernel(128), (FLOATS, int64, FLOATS)

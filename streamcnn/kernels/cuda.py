@@ -38,16 +38,18 @@ _THREADS = 128  # of a block of the kernels that go through memory once
 def choose_tile(n_filters: int, n_taps: int, split: bool) -> Tile:
     """The tile with the fewest instructions per sum that counts; the choice changes no bit.
 
-    Counted from the PTX, not measured on a device. Per thread and tap: one multiply-add for each of its sums, a load from shared
-    memory for every 4 pixels or weights, some 8 instructions to gather a pixel and 5 to copy a weight; per step some 40 for the
-    barrier and the bookkeeping. `split` doubles the pooled sums, which leaves no registers for 8 x 8.
+    Counted in the machine code for compute capability 9.0, not measured on a device. Per thread and tap: one multiply-add for each
+    of its sums, a load from shared memory for every 4 pixels or weights, some 6 instructions to gather a pixel and 3 to copy a
+    weight; 8 per turn of the innermost loop; per step some 60 for the barrier and the bookkeeping. `split` doubles the pooled sums,
+    which leaves no registers for 8 x 8.
     """
 
     def cost(tile: Tile) -> float:
         sums, taps = tile.cells * tile.filters, tile.taps
-        per_tap = sums + (tile.cells + tile.filters) / 4 + (8 * tile.block_cells + 5 * tile.block_filters) / tile.threads
+        per_tap = sums + (tile.cells + tile.filters) / 4 + (6 * tile.block_cells + 3 * tile.block_filters) / tile.threads
+        per_tap += 8 / tile.unrolled
         padded = -(-n_filters // tile.block_filters) * tile.block_filters
-        return padded * -(-n_taps // taps) * (taps * per_tap + 40) / sums
+        return padded * -(-n_taps // taps) * (taps * per_tap + 60) / sums
 
     # 48 KiB of shared memory on every device
     tiles = [tile._replace(taps=taps) for tile in TILES for taps in range(min(4, n_taps), 17)]
@@ -106,8 +108,9 @@ def prepare_conv(image_shape, filters, bias, stride, padding, activation, thresh
     deep = -(-len(weights) // tile.taps) * tile.taps
     padded_weights, padded_bias = np.full((deep, wide), -0.0, np.float32), np.zeros(wide, np.float32)
     padded_weights[: len(weights), :n_filters], padded_bias[:n_filters] = weights, bias
+    padded_weights = padded_weights.reshape(deep, -1, tile.block_filters).transpose(1, 0, 2)
 
-    taps = np.zeros((3, deep), np.int32)
+    taps = np.zeros((3, deep), np.uint32)
     row, col, channel = (axis.ravel() for axis in np.indices((n_rows, n_cols, channels)))
     taps[:, : len(weights)] = (row * width + col) * channels + channel, row, col
     taps[1, len(weights) :] = NEVER

@@ -5,8 +5,7 @@ filters, and the inner dimension the taps. A block of threads computes `cells` x
 window it walks through all taps in order, some at a time: their pixels are gathered and their weights copied into shared memory
 while the previous ones are multiplied, and each thread keeps a small tile of sums, and of pooled sums, in registers.
 
-All index arithmetic is unsigned and 64-bit: numba guards a signed index against being negative, and that alone keeps the compiler
-from loading four numbers from shared memory in one instruction (looked up in the PTX; 12 loads per tap instead of 3).
+All indices are unsigned: numba guards a signed one against being negative, several instructions each (seen in the PTX).
 """
 
 import math
@@ -48,6 +47,11 @@ class Tile(NamedTuple):
     @property
     def block_filters(self) -> int:
         return self.filter_threads * self.filters
+
+    @property
+    def unrolled(self) -> int:
+        """Taps per turn of the innermost loop: at most 192 multiply-adds; more the compiler does not unroll (seen in the PTX)."""
+        return max(k for k in range(1, 7) if self.taps % k == 0 and k * self.cells * self.filters <= 192)
 
 
 if SIMULATED:
@@ -116,10 +120,10 @@ def conv_kernel(tile: Tile, activation: int, pool: int, checked: bool):
     The kernel's arguments, all arrays flat:
 
     - images : (n H W C,) uint8 or float32
-    - filters : (T, F) float32, taps and filters rounded up to what `tile` takes at a time, rows beyond the last tap -0.0: that times
-      a pixel of 0 is -0.0, which changes no sum, not even another -0.0
+    - filters : (F / f, T, f) float32 with the f filters of a block; taps T and filters F rounded up to what `tile` takes at a time,
+      taps beyond the last -0.0: that times a pixel of 0 is -0.0, which changes no sum, not even another -0.0
     - bias : (F,) float32
-    - taps : (3 T,) int32, for all: numbers from a window's first pixel to the tap's; its row, `NEVER` beyond the last; its column
+    - taps : (3 T,) uint32, for all: numbers from a window's first pixel to the tap's; its row, `NEVER` beyond the last; its column
     - cells : (4 n_cells,) int32, for each cell of one image: first row and column of its window on the conv map, height, width
     - scales : (n_cells,) float32, what the cell is multiplied by at the end
     - sizes : (9,) int64: H, W, C, cells of one image, K, stride, padding, height and width of the largest window
@@ -148,6 +152,7 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
     local_pixels, local_weights = (-(-size // 2 // tile.threads) for size in (pixels_size, weights_size))
     n_pixels, n_weights = np.uint64(local_pixels), np.uint64(local_weights)
     tap_step = np.uint64(tile.threads // tile.block_cells)
+    unrolled = np.uint64(tile.unrolled)
     zero, one, two, three, four = (np.uint64(number) for number in range(5))
 
     def conv(images, filters, bias, taps, cells, scales, sizes, threshold, out):
@@ -169,7 +174,8 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
         height, width, channels, n_cells, n_filters = sizes[0], sizes[1], sizes[2], np.uint64(sizes[3]), np.uint64(sizes[4])
         stride, padding, window_rows, window_cols = sizes[5], sizes[6], sizes[7], sizes[8]
         deep = n_filters * two if split else n_filters
-        wide, all_taps = np.uint64(bias.size), np.uint64(taps.size) // np.uint64(3)
+        all_taps = np.uint64(taps.size) // three
+        first_row = np.uint64(cuda.blockIdx.y) * all_taps
         n_out = np.uint64(out.size) // deep
         thread = np.uint64(cuda.threadIdx.x)
         filter_thread, cell_thread = thread % filter_threads, thread // filter_threads
@@ -181,7 +187,7 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
         place = cell % n_cells * four
         top, left, rows, cols = cells[place], cells[place + one], cells[place + two], cells[place + two + one]
         image = int64(cell // n_cells) * height * width * channels
-        if first_tap == np.uint64(0):
+        if first_tap == zero:
             windows[mine] = rows
             windows[mine + block_cells] = cols
 
@@ -193,19 +199,17 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
                     pooled_negative[p, f] = -INFINITY if is_max else ZERO
 
         # step by step: the window's positions, row by row, and for each the taps; what is gathered is one step ahead
-        u, v, at = int64(0), int64(0), np.uint64(0)
-        ahead_u, ahead_v, ahead_at = int64(0), int64(0), np.uint64(0)
+        u, v, at = int64(0), int64(0), zero
+        ahead_u, ahead_v, ahead_at = int64(0), int64(0), zero
+        y, x0 = top * stride - padding, left * stride - padding
+        base = image + (y * width + x0) * channels
         n_steps = np.uint64(window_rows * window_cols) * (all_taps // n_taps)
         for step in range(n_steps + one):
             more = step < n_steps
             if more:
-                # beyond the cell's own window its last position again, which is not counted
-                y = (top + min(ahead_u, int64(rows) - 1)) * stride - padding
-                x0 = (left + min(ahead_v, int64(cols) - 1)) * stride - padding
-                base = image + (y * width + x0) * channels
                 for i in range(n_pixels):
                     tap = first_tap + i * tap_step
-                    if tap < n_taps:
+                    if (i + one) * tap_step <= n_taps or tap < n_taps:
                         tap += ahead_at
                         value = ZERO
                         if checked:
@@ -215,33 +219,40 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
                         else:
                             value = np.float32(images[np.uint64(base + taps[tap])])
                         next_pixels[i] = value
+                ahead_weight = (first_row + ahead_at) * block_filters + thread
                 for i in range(n_weights):
-                    item = thread + i * n_threads
-                    if item < weights_half:
-                        next_weights[i] = filters[(ahead_at + item // block_filters) * wide + first_filter + item % block_filters]
+                    if (i + one) * n_threads <= weights_half or thread + i * n_threads < weights_half:
+                        next_weights[i] = filters[ahead_weight + i * n_threads]
                 ahead_at += n_taps
                 if ahead_at == all_taps:
-                    ahead_at = np.uint64(0)
+                    ahead_at = zero
                     ahead_v += 1
                     if ahead_v == window_cols:
                         ahead_v = int64(0)
                         ahead_u += 1
+                    # beyond the cell's own window its last position again, which is not counted
+                    y = (top + min(ahead_u, int64(rows) - 1)) * stride - padding
+                    x0 = (left + min(ahead_v, int64(cols) - 1)) * stride - padding
+                    base = image + (y * width + x0) * channels
 
-            if step > np.uint64(0):
+            if step > zero:
                 half = (step + one) % two
-                for k in range(n_taps):
-                    for p in range(zero, n_p, four):
-                        pixel = half * pixels_half + k * block_cells + p * cell_threads + cell_thread * four
-                        x[p], x[p + one], x[p + two], x[p + three] = load4(pixels_, pixel)
-                    for f in range(zero, n_f, four):
-                        weight = half * weights_half + k * block_filters + f * filter_threads + filter_thread * four
-                        w[f], w[f + one], w[f + two], w[f + three] = load4(weights_, weight)
-                    for p in range(n_p):
-                        for f in range(n_f):
-                            acc[p, f] = cuda.fma(x[p], w[f], acc[p, f])
+                pixel, weight = half * pixels_half + cell_thread * four, half * weights_half + filter_thread * four
+                last = weight + weights_half
+                while weight < last:
+                    for k in range(unrolled):
+                        for p in range(zero, n_p, four):
+                            x[p], x[p + one], x[p + two], x[p + three] = load4(pixels_, pixel + k * block_cells + p * cell_threads)
+                        for f in range(zero, n_f, four):
+                            w[f], w[f + one], w[f + two], w[f + three] = load4(weights_, weight + k * block_filters + f * filter_threads)
+                        for p in range(n_p):
+                            for f in range(n_f):
+                                acc[p, f] = cuda.fma(x[p], w[f], acc[p, f])
+                    pixel += unrolled * block_cells
+                    weight += unrolled * block_filters
                 at += n_taps
                 if at == all_taps:
-                    at = np.uint64(0)
+                    at = zero
                     for p in range(n_p):
                         local = spread(p, cell_thread, cell_threads)
                         if u < windows[local] and v < windows[local + block_cells]:
@@ -265,14 +276,13 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
 
             if more:
                 half = step % two
+                pixel, weight = half * pixels_half + thread, half * weights_half + thread
                 for i in range(n_pixels):
-                    tap = first_tap + i * tap_step
-                    if tap < n_taps:
-                        pixels_[half * pixels_half + tap * block_cells + mine] = next_pixels[i]
+                    if (i + one) * tap_step <= n_taps or first_tap + i * tap_step < n_taps:
+                        pixels_[pixel + i * n_threads] = next_pixels[i]
                 for i in range(n_weights):
-                    item = thread + i * n_threads
-                    if item < weights_half:
-                        weights_[half * weights_half + item] = next_weights[i]
+                    if (i + one) * n_threads <= weights_half or thread + i * n_threads < weights_half:
+                        weights_[weight + i * n_threads] = next_weights[i]
             # one barrier a step: what is written now was last read two steps ago
             cuda.syncthreads()
 
