@@ -14,6 +14,7 @@ import test_kernels
 import test_preprocess
 from test_kernels import EACH, bits, grid, run, tolerance, windows
 
+from streamcnn import gpubench
 from streamcnn.errors import MemoryBudgetError, ParameterError
 from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, cuda, cudadevice, naive
 from streamcnn.kernels.cudaloops import Tile
@@ -267,6 +268,16 @@ def preprocessing_of_odd_images():
     assert np.isnan(out[0]).all() and np.isfinite(out[1]).all()
 
 
+def the_benchmark_runs():
+    """A tiny row of the benchmark without the rival: every figure is there and positive."""
+    gpubench.measure_peak.__defaults__ = (1, 1)  # blocks, turns
+    table = gpubench.conv_cuda_rows([gpubench.Case(2, 4, 5, 1, 3, 2, 2, "uint8")], repeats=1, seconds=0, n_threads=1, rival=False)
+    (row,) = table["rows"]
+    assert row["case"] == "2, 4x5, 1 -> 3, 2, 2" and table["peak_gflops"] > 0
+    assert all(value > 0 for key, value in row.items() if key != "case")
+    assert gpubench.Case(2, 4, 5, 1, 3, 2, 2, "uint8").flop == 2 * 2 * (2 * 4) * 3 * 4
+
+
 CHECKS = {name: lambda case=case: agree(Small, *case) for name, case in CASES.items()}
 for steps, dtype, shape in product(["standardize", "log", "local_contrast"], [np.uint8, F32], [(1, 1, 1), (5, 4, 2), (2, 11, 1)]):
     CHECKS[f"{steps} {np.dtype(dtype).name} {shape}"] = lambda *, a=(steps, dtype, shape): preprocessing(*a)
@@ -284,6 +295,7 @@ for check in (
     chosen_tiles,
     no_images_is_no_work,
     preprocessing_of_odd_images,
+    the_benchmark_runs,
 ):
     CHECKS[check.__name__.replace("_", " ")] = check
 

@@ -65,7 +65,7 @@ def test_ptx_rounds_as_the_cpu_does(compiled):
         if name == "log of floats":  # the device's own log1p
             continue
         assert kernel["other fma"] == kernel["flushed"] == kernel["fusible"] == 0, kernel
-        assert (kernel["fma"] > 0) == name.startswith("conv")
+        assert (kernel["fma"] > 0) == name.startswith(("conv", "multiply-adds"))
         if name.startswith("conv"):
             # the innermost loop: loads of four numbers only
             assert kernel["fma"] % 16 == 0 and kernel["vector loads"] > 0 and kernel["single loads"] == 0, kernel
@@ -171,6 +171,15 @@ def test_cuda_without_a_device_says_so(asked_anew, monkeypatch):
         with pytest.raises(DeviceError, match=message):
             resolve_device("cuda")
         assert resolve_device("auto") == "cpu"
+
+
+def test_a_numba_cuda_that_cannot_be_imported_is_no_device(asked_anew, monkeypatch):
+    """An ImportError inside numba-cuda (an old one beside a new numba) is part of the message, and auto is the CPU."""
+    monkeypatch.setattr(kernels, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "streamcnn.kernels.cudadevice", None)
+    with pytest.raises(DeviceError, match=r"numba-cuda cannot be imported \(.*cudadevice.*\); update it, or use"):
+        resolve_device("cuda")
+    assert resolve_device("auto") == "cpu"
 
 
 def test_auto_takes_a_device_but_never_the_simulator(asked_anew, monkeypatch):

@@ -16,7 +16,7 @@ kernels.jit kernels kernels.half kernels.simd kernels.naive kernels.cpu kernels.
 kernels.cudadevice kernels.cudaloops kernels.cuda
 datasets preprocess filters network arrays shards store
 rowinput moments incremental projection pca newton rbf selection svm
-presets plan features progress pipeline model evaluate estimators demo reproduce commands cli __init__ __main__
+presets plan features progress pipeline model evaluate estimators demo reproduce gpubench commands cli __init__ __main__
 """.split()
 
 

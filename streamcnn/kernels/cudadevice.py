@@ -14,6 +14,7 @@ import numpy as np
 from numba import cuda as numba_cuda
 
 from streamcnn.errors import MemoryBudgetError, ParameterError
+from streamcnn.kernels import simulated
 from streamcnn.kernels.jit import run_workers
 from streamcnn.memory import format_bytes, parse_bytes
 
@@ -37,6 +38,14 @@ def problem() -> str | None:
         return None if cuda.is_available() else "no CUDA device was found"
     except Exception as error:  # a broken driver or toolkit raises what it likes
         return f"CUDA does not start ({error})"
+
+
+def device_name() -> str:
+    """What the device calls itself."""
+    if simulated():
+        return "simulator"
+    name = cuda.get_current_device().name
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def host_floats(image_floats: int, out_floats: int, work_bytes: int = 0) -> int:

@@ -424,3 +424,19 @@ def contrast_boxes(images, height, width, channels, half, epsilon, columns, out)
         variance = squares / count - times(mean, mean)
         deviation = 0.0 if variance < 0.0 else math.sqrt(variance)
         out[i] = np.float32((float64(images[i]) - mean) / (deviation + epsilon))
+
+
+@cuda.jit
+def multiply_adds(factor, turns, out):
+    """What the device can do at most, to compare with: 16 chains of `turns` multiply-adds in registers."""
+    sums = cuda.local.array(16, float32)
+    for i in range(16):
+        sums[i] = np.float32(cuda.threadIdx.x + i)
+    for _ in range(turns):
+        for i in range(16):
+            sums[i] = cuda.fma(sums[i], factor, factor)
+    total = ZERO
+    for i in range(16):
+        total += sums[i]
+    if total == INFINITY:  # never; but the compiler cannot know, and has to compute the sums
+        out[np.uint64(cuda.blockIdx.x)] = total
