@@ -41,6 +41,7 @@ def examine(name, kernel, signature, capability, folder) -> dict:
         "other fma": r"(?:fma|mad)\.(?!rn\.f32|lo|wide|hi)\S*",
         "vector loads": r"ld\.shared\.v4\.[fb]32",
         "single loads": r"ld\.shared\.[fb]32",
+        "aligned": r"\.shared \.align 16",
         "flushed": r"\.ftz|\.approx",
         "tensor": r"tf32|mma",
     }.items():

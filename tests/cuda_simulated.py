@@ -14,7 +14,7 @@ import test_kernels
 import test_preprocess
 from test_kernels import EACH, bits, grid, run, tolerance, windows
 
-from streamcnn import gpubench
+from streamcnn import ConvFeatures, ConvLayer, gpubench
 from streamcnn.errors import MemoryBudgetError, ParameterError
 from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, cuda, cudadevice, naive
 from streamcnn.kernels.cudaloops import Tile
@@ -268,6 +268,22 @@ def preprocessing_of_odd_images():
     assert np.isnan(out[0]).all() and np.isfinite(out[1]).all()
 
 
+def features_are_the_same_on_both():
+    """ConvFeatures on the device, preprocessing and the scale of its filters included, gives the bits of the CPU."""
+    images = np.random.default_rng(0).integers(0, 256, (9, 6, 7), dtype=np.uint8)
+    original, cuda.TILES = cuda.TILES, (SMALL,)
+    try:
+        rows = []
+        for device in ("cpu", "cuda"):
+            layers = [ConvLayer(3, 3, filters="random", pool_size=2), ConvLayer(2, 2, filters="random", pool=None, activation="abs")]
+            features = ConvFeatures(layers=layers, preprocess="standardize", device=device, n_jobs=2, random_state=0)
+            rows.append(features.fit_transform(images))
+            assert features.device_ == device
+    finally:
+        cuda.TILES = original
+    assert rows[0].any() and np.array_equal(bits(rows[0]), bits(rows[1]))
+
+
 def the_benchmark_runs():
     """A tiny row of the benchmark without the rival: every figure is there and positive."""
     gpubench.measure_peak.__defaults__ = (1, 1)  # blocks, turns
@@ -295,6 +311,7 @@ for check in (
     chosen_tiles,
     no_images_is_no_work,
     preprocessing_of_odd_images,
+    features_are_the_same_on_both,
     the_benchmark_runs,
 ):
     CHECKS[check.__name__.replace("_", " ")] = check

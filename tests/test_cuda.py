@@ -69,6 +69,7 @@ def test_ptx_rounds_as_the_cpu_does(compiled):
         if name.startswith("conv"):
             # the innermost loop: loads of four numbers only
             assert kernel["fma"] % 16 == 0 and kernel["vector loads"] > 0 and kernel["single loads"] == 0, kernel
+            assert kernel["aligned"] == 2, kernel
         if name.startswith(("standardize", "contrast")):
             assert kernel["sums"] > 0
 
