@@ -16,7 +16,7 @@ import numba
 from numba import cuda, float32, float64, int32, int64, uint8, uint32
 from numba.cuda import dispatcher
 
-from streamcnn.kernels import ACTIVATIONS, POOLS, cudaloops
+from streamcnn.kernels import ACTIVATIONS, POOLS, cudaloops, cudapixels
 from streamcnn.kernels.cuda import choose_tile
 
 FLOATS, WIDE, INTS = float32[::1], float64[::1], int32[::1]
@@ -92,14 +92,14 @@ def kernels():
             kernel = cudaloops.conv_kernel(tile, ACTIVATIONS[activation], POOLS[pool], checked)
             signature = (images, FLOATS, FLOATS, uint32[::1], INTS, FLOATS, int64[::1], float32, FLOATS)
             yield f"conv {n_filters} x {n_taps} {activation} {pool} {images.dtype} {tile}", kernel, signature
-    yield "standardize", cudaloops.standardize_kernel(128), (uint8[::1], int64, FLOATS)
-    yield "standardize floats", cudaloops.standardize_floats_kernel(128), (FLOATS, int64, FLOATS)
+    yield "standardize", cudapixels.standardize_kernel(128), (uint8[::1], int64, FLOATS)
+    yield "standardize floats", cudapixels.standardize_floats_kernel(128), (FLOATS, int64, FLOATS)
     yield "multiply-adds", cudaloops.multiply_adds, (float32, int64, FLOATS)
-    yield "log of bytes", cudaloops.log_bytes, (uint8[::1], FLOATS, FLOATS)
-    yield "log of floats", cudaloops.log_floats, (FLOATS, FLOATS)
+    yield "log of bytes", cudapixels.log_bytes, (uint8[::1], FLOATS, FLOATS)
+    yield "log of floats", cudapixels.log_floats, (FLOATS, FLOATS)
     for images in (uint8[::1], FLOATS):
-        yield f"contrast columns {images.dtype}", cudaloops.contrast_columns, (images, int64, int64, int64, WIDE)
-        yield f"contrast boxes {images.dtype}", cudaloops.contrast_boxes, (images, int64, int64, int64, int64, float64, WIDE, FLOATS)
+        yield f"contrast columns {images.dtype}", cudapixels.contrast_columns, (images, int64, int64, int64, WIDE)
+        yield f"contrast boxes {images.dtype}", cudapixels.contrast_boxes, (images, int64, int64, int64, int64, float64, WIDE, FLOATS)
 
 
 def main() -> None:

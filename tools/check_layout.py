@@ -13,7 +13,7 @@ ORDER = """
 errors files threads rows memory
 labels imagefiles sources arrayfiles h5images images
 kernels.jit kernels kernels.half kernels.simd kernels.naive kernels.cpu kernels.warp
-kernels.cudadevice kernels.cudaloops kernels.cuda
+kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 datasets preprocess filters network arrays shards store
 rowinput moments incremental projection pca newton rbf selection svm
 presets plan features progress pipeline model evaluate estimators demo reproduce gpubench commands cli __init__ __main__

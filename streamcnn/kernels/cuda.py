@@ -1,4 +1,5 @@
-"""Kernels for a CUDA device: see the package for their contract, `cudaloops` for what runs there, `cudadevice` for how it is fed.
+"""Kernels for a CUDA device: see the package for their contract, `cudaloops` and `cudapixels` for what runs there, `cudadevice` for
+how it is fed.
 
 Same bits as the CPU. Each output is one accumulator that starts at the bias and takes `fma.rn.f32` in the order of the contract,
 then the same comparisons, sums and one product, none of them fused or flushed: IEEE leaves no choice, whatever the tile, the chunk
@@ -10,18 +11,17 @@ Scratch is not touched. Its bytes are the bytes of page-locked host memory that 
 that copy into and out of that memory.
 """
 
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
 
 from streamcnn.kernels import ACTIVATIONS, POOLS
-from streamcnn.kernels.cudadevice import cuda, held_bytes, host_floats, stream_chunks
-from streamcnn.kernels.cudaloops import (
-    NEVER,
-    Tile,
+from streamcnn.kernels.cudadevice import cuda, held_bytes, host_floats, send, stream_chunks
+from streamcnn.kernels.cudaloops import NEVER, Tile, conv_kernel
+from streamcnn.kernels.cudapixels import (
     contrast_boxes,
     contrast_columns,
-    conv_kernel,
     log_bytes,
     log_floats,
     standardize_floats_kernel,
@@ -35,6 +35,7 @@ TILES = (Tile(64, 4, 4, 4, 0), Tile(32, 8, 8, 4, 0), Tile(16, 16, 8, 4, 0), Tile
 _THREADS = 128  # of a block of the kernels that go through memory once
 
 
+@cache
 def choose_tile(n_filters: int, n_taps: int, split: bool) -> Tile:
     """The tile with the fewest instructions per sum that counts; the choice changes no bit.
 
@@ -64,7 +65,7 @@ def conv_memory(image_shape, itemsize: int, filters_shape, out_shape) -> tuple[i
     """
     n_filters, n_taps = filters_shape[0], int(np.prod(filters_shape[1:]))
     wide, deep = -(-n_filters // 128) * 128, -(-n_taps // 4) * 4 + 16
-    fixed = 4 * (wide * (deep + 1) + 3 * deep + 5 * out_shape[0] * out_shape[1]) + 80
+    fixed = 4 * (wide * (deep + 1) + 3 * deep + 5 * out_shape[0] * out_shape[1]) + 7 * 256
     return int(np.prod(image_shape)) * itemsize + 4 * int(np.prod(out_shape)), fixed
 
 
@@ -125,8 +126,7 @@ def prepare_conv(image_shape, filters, bias, stride, padding, activation, thresh
     kernel = conv_kernel(tile, int(activation), int(pool), padding > 0 or deep > len(weights))
     largest = cells[..., 2].max(), cells[..., 3].max()
     sizes = np.array([height, width, channels, counts.size, n_filters, stride, padding, *largest], np.int64)
-    arrays = padded_weights, padded_bias, taps, cells, scales, sizes
-    constants = [cuda.to_device(np.ascontiguousarray(array).reshape(-1)) for array in arrays]
+    constants = send(padded_weights, padded_bias, taps, cells, scales, sizes)
     threshold = np.float32(threshold)
 
     def launch(stream, images, out, n):

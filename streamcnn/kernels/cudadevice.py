@@ -6,6 +6,7 @@ without a device, the simulator that numba brings along (`NUMBA_ENABLE_CUDASIM=1
 
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,8 @@ from streamcnn.kernels.jit import run_workers
 from streamcnn.memory import format_bytes, parse_bytes
 
 cuda: Any = numba_cuda  # its types are those of the simulator, or none
+# few images are few blocks: nothing the user could change
+warnings.filterwarnings("ignore", message=r"Grid size \d+ will likely result in GPU under-utilization")
 
 LIMIT_VARIABLE = "STREAMCNN_DEVICE_MEMORY_LIMIT"
 # of the free device memory: contexts of other processes, and what numba frees late, need the rest
@@ -71,6 +74,16 @@ def device_limit() -> int:
 def _free_at_first_use() -> int:
     free = cuda.current_context().get_memory_info().free
     return int(_SHARE * free) if free != float("inf") else 1 << 62  # the simulator's memory is the host's
+
+
+def send(*arrays: np.ndarray) -> list:
+    """Flat device arrays with the numbers of `arrays`, all in one transfer: each takes longer to start than these do to travel."""
+    bounds = np.cumsum([0, *(_aligned(array.nbytes) for array in arrays)]).tolist()
+    packed = np.zeros(bounds[-1], np.uint8)
+    for array, start in zip(arrays, bounds):
+        packed[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    device = cuda.to_device(packed)
+    return [device[start : start + array.nbytes].view(array.dtype) for array, start in zip(arrays, bounds)]
 
 
 def plan_chunk(n: int, image_bytes: int, out_bytes: int, work_bytes: int, fixed_bytes: int, host_bytes: int, limit: int) -> tuple[int, int]:
@@ -137,7 +150,7 @@ class _Slot:
         at_work = at_out + _aligned(out.nbytes)
         sent, fetched = self.host[: images.nbytes], self.host[at_out : at_out + out.nbytes]
         device_in, device_out = self.device[: images.nbytes], self.device[at_out : at_out + out.nbytes]
-        work = self.device[at_work : at_work + work_bytes]
+        work = self.device[at_work : at_work + work_bytes] if work_bytes else None
         _copy(images.reshape(-1).view(np.uint8), sent, n_workers)
         device_in.copy_to_device(sent, stream=self.stream)
         launch(self.stream, device_in.view(images.dtype), device_out.view(np.float32), work, len(images))
@@ -168,7 +181,7 @@ def stream_chunks(images, out, host_bytes: int, n_workers: int, launch: Callable
     n_workers : int
         Host threads that copy into and out of it.
     launch : callable (stream, device images, device out, device work, n)
-        Starts the kernels for n images; flat device arrays, `work` of n * `work_bytes` uint8 and undefined content.
+        Starts the kernels for n images; flat device arrays, `work` of n * `work_bytes` uint8 and undefined content, or None.
     work_bytes, fixed_bytes : int
         Device memory of `launch` per image, and besides.
     limit : int, optional
@@ -182,6 +195,8 @@ def stream_chunks(images, out, host_bytes: int, n_workers: int, launch: Callable
     with _one_caller:
         if size not in _slots:
             _slots.clear()  # before the new ones: both together might not fit
+            if not simulated():  # numba frees late
+                cuda.current_context().deallocations.clear()
             _slots[size] = _Slot(size), _Slot(size)
         slots = _slots[size]
         for slot in slots:  # results of a call that was interrupted are nobody's
