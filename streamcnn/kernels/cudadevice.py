@@ -196,7 +196,7 @@ def stream_chunks(images, out, host_bytes: int, n_workers: int, launch: Callable
         if size not in _slots:
             _slots.clear()  # before the new ones: both together might not fit
             if not simulated():  # numba frees late
-                cuda.current_context().deallocations.clear()
+                cuda.current_context().memory_manager.deallocations.clear()
             _slots[size] = _Slot(size), _Slot(size)
         slots = _slots[size]
         for slot in slots:  # results of a call that was interrupted are nobody's
