@@ -6,6 +6,7 @@ tiny. Its multiply-add rounds twice; here it gets one that rounds once, so that 
 
 import json
 import math
+import os
 import struct
 import sys
 import traceback
@@ -198,6 +199,10 @@ def memory_errors():
         else:
             raise AssertionError("no error")
     assert cudadevice.plan_chunk(5, 1000, 2000, 0, 700, 6144, 6144 + 700) == (1, 3072)
+    for told, limit in [("2GiB", 2 << 30), ("5000", 5000), ("", 1 << 62)]:
+        os.environ[cudadevice.LIMIT_VARIABLE] = told
+        assert cudadevice.device_limit() == limit
+    del os.environ[cudadevice.LIMIT_VARIABLE]
     m = cudadevice.host_floats(500_000, 2_000_000)
     assert cudadevice.plan_chunk(5, 2_000_000, 8_000_000, 0, 0, 4 * m, 1 << 40)[0] == 1
 

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from streamcnn.kernels.jit import run_workers
 from streamcnn.memory import format_bytes, parse_bytes
 
 cuda: Any = numba_cuda  # its types are those of the simulator, or none
+intrinsic: Any = None if simulated() else import_module("numba.cuda.extending").intrinsic
 # few images are few blocks: nothing the user could change
 warnings.filterwarnings("ignore", message=r"Grid size \d+ will likely result in GPU under-utilization")
 

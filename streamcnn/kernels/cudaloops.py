@@ -15,7 +15,7 @@ import numpy as np
 from numba import float32, int32, int64
 
 from streamcnn.kernels import ACTIVATIONS, POOLS, simulated
-from streamcnn.kernels.cudadevice import cuda
+from streamcnn.kernels.cudadevice import cuda, intrinsic
 
 SIMULATED = simulated()
 NEVER = 1 << 24  # a row outside of every image
@@ -62,7 +62,6 @@ if SIMULATED:
 else:
     from llvmlite import ir
     from numba import types
-    from numba.cuda.extending import intrinsic
 
     @intrinsic
     def load4(typingctx, array, i):
