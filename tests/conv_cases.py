@@ -70,6 +70,10 @@ def tolerance(images, filters, bias, threshold=0.0, **options):
     return roundings * (EPS / 2 * (largest.astype(np.float64) + threshold) + 2.0**-149)
 
 
+def bits(array):
+    return array.view(np.uint32)
+
+
 CASES = {
     "one image, one filter": (make(1, (8, 8, 1), 1, (3, 3)), {}),
     "odd sizes": (make(7, (17, 13, 3), 10, (5, 5)), {"edges": windows(2)}),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from streamcnn import load_model
+from streamcnn import kernels, load_model
 from streamcnn.cli import main
 from streamcnn.commands import RESULT_KEYS
 
@@ -89,13 +89,14 @@ def test_predict_and_evaluate_agree_with_fit_to_the_last_label(trained, tmp_path
     assert np.mean([row["path"].split("/")[0] == row["label"] for row in rows]) == report["accuracy"]
 
 
-def test_predict_runs_on_the_device_asked_for(trained, tmp_path):
+def test_predict_runs_on_the_device_asked_for(trained, tmp_path, monkeypatch):
     """The naive machine gives the same labels, and an absent one is an error."""
     folder, _, _ = trained
     for name in ("cpu", "naive"):
         run("predict", folder / "m.h5", folder / "test" / "7", "--device", name, "--output", tmp_path / name)
     labels = [[line.split(",")[2] for line in (tmp_path / name).read_text().splitlines()] for name in ("cpu", "naive")]
     assert labels[0] == labels[1]
+    monkeypatch.setattr(kernels, "cuda_problem", lambda: "no CUDA device was found")
     assert 'device "cuda" is not there' in run("predict", folder / "m.h5", folder / "test", "--device", "cuda", code=1).stderr
 
 

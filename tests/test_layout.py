@@ -26,6 +26,7 @@ def test_imports_follow_the_flow_of_data():
         ("errors", "from streamcnn.cli import main\n", "errors imports cli, which comes after it"),
         ("novelty", "", "not in the list of modules"),
         ("model", "import matplotlib.pyplot\n", "imports matplotlib at its top"),
+        ("model", "def f():\n    from numba import cuda\n", "model imports numba.cuda: take it from kernels.cudadevice"),
     ],
 )
 def test_broken_rules_are_found(tmp_path, name, text, problem):

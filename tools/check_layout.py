@@ -3,6 +3,7 @@
 - imports go upward only in the order below, which is the flow of data
 - no file imports both h5py and numba
 - `kernels/cuda.py` and matplotlib are imported inside functions only
+- `numba.cuda` is imported in one place
 """
 
 import ast
@@ -13,9 +14,11 @@ ORDER = """
 errors files threads rows system tracing memory
 labels imagefiles sources arrayfiles h5images images
 kernels.jit kernels kernels.half kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
+kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters network arrays shards store
 rowinput moments incremental krylov randomized pcaplan projection pca newton rbf selection ladder svm
-presets planning stages plan features progress pipeline model evaluate estimators demo reproduce warmup bench commands cli __init__ __main__
+presets planning stages plan features progress pipeline model evaluate estimators demo reproduce
+warmup gpubench bench commands cli __init__ __main__
 """.split()
 
 
@@ -53,6 +56,8 @@ def problems(package: Path) -> list[str]:
         roots = {other.split(".")[0] for other in names}
         if {"h5py", "numba"} <= roots:
             found.append(f"{name} imports both h5py and numba")
+        if name != "kernels.cudadevice" and any(n == "numba.cuda" or n.startswith("numba.cuda.") for n in names):
+            found.append(f"{name} imports numba.cuda: take it from kernels.cudadevice")
         top = imported(ast.Module(tree.body, []) if isinstance(tree, ast.Module) else tree)
         direct = {n for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom)) for n in imported(node)}
         for banned in ("matplotlib", "streamcnn.kernels.cuda"):

@@ -14,7 +14,8 @@ conv_layer(images, filters, bias, stride, padding, activation, threshold, pool, 
       split the K channels max(r - t, 0), then the K channels max(-r - t, 0)
     - pool : code from `POOLS`; output cell (i, j) is the mean or largest value of conv rows row_edges[i] to row_edges[i + 1] and
       columns col_edges[j] to col_edges[j + 1] (int64, ascending, cells not empty); no pooling is edges 0, 1, 2, ...
-    - scratch : (n_threads, m) float32 with m at least `conv_scratch(...)`; its rows are the number of workers
+    - scratch : (n_threads, m) float32 with m at least `conv_scratch(...)`; its rows are the number of workers. `cuda` leaves it
+      untouched and takes as many bytes of page-locked memory instead: so a plan that counts the scratch counts those
     - out : (n, len(row_edges) - 1, len(col_edges) - 1, K, or 2 K for split) float32, C-contiguous
 
     NaN in a window is NaN in its cell. The bits of a cell follow from its own image alone: one float32 accumulator started at
@@ -45,6 +46,9 @@ pending_bytes(steps) -> int
 """
 
 import importlib
+import os
+from functools import lru_cache
+from importlib.util import find_spec
 from types import ModuleType
 
 import numpy as np
@@ -69,21 +73,40 @@ def empty_lines(shape: tuple[int, ...]) -> np.ndarray:
     return room[skip : skip + size].reshape(shape)
 
 
+def simulated() -> bool:
+    """Whether numba simulates a CUDA device, for tests."""
+    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+
+@lru_cache(maxsize=1)
+def cuda_problem() -> str | None:
+    """Why device "cuda" cannot be used, or None when it can; asked once per process, and without importing numba where there is no CUDA."""
+    if not simulated() and find_spec("numba_cuda") is None:
+        return "numba-cuda is not installed; install streamcnn[cuda12] or streamcnn[cuda13], whichever the driver supports"
+    try:
+        device = importlib.import_module("streamcnn.kernels.cudadevice")
+    except Exception as error:  # an old numba-cuda beside a new numba: "auto" must still find the CPU
+        return f"numba-cuda cannot be imported ({error}); update it"
+    return device.problem()
+
+
 def resolve_device(device: str) -> str:
-    """The device that will do the work: `"cpu"` for `"auto"`, otherwise the one asked for.
+    """The device that will do the work: the one asked for; for `"auto"` `"cuda"` where one can be used, else `"cpu"`.
 
     Raises
     ------
     DeviceError
-        For `"cuda"`, which this version does not have.
+        For `"cuda"` without a usable device: never another one instead.
     ParameterError
         For any other name.
     """
     if device not in DEVICES:
         raise ParameterError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    if device == "cuda":
-        raise DeviceError('device "cuda" is not there: this version has no CUDA kernels; use "cpu" or "auto"')
-    return "cpu" if device == "auto" else device
+    if device == "auto":
+        return "cuda" if not simulated() and cuda_problem() is None else "cpu"
+    if device == "cuda" and cuda_problem() is not None:
+        raise DeviceError(f'device "cuda" is not there: {cuda_problem()}, or use "cpu" or "auto"')
+    return device
 
 
 def get_kernels(device: str) -> ModuleType:

@@ -1,0 +1,361 @@
+"""Checks of the CUDA kernels in numba's simulator: a program of its own, started by test_cuda.py with NUMBA_ENABLE_CUDASIM=1.
+
+Prints one JSON object, check -> what went wrong or "". The simulator runs one thread of the device at a time in Python, so grids are
+tiny. Its multiply-add rounds twice; here it gets one that rounds once, so that bits can be compared with the CPU's.
+"""
+
+import json
+import math
+import os
+import struct
+import sys
+import traceback
+from itertools import product
+
+import conv_cases
+import numpy as np
+import test_preprocess
+from conv_cases import EACH, bits, grid, make, run, tolerance, windows
+from numba.cuda.simulator import kernelapi
+
+from streamcnn import ConvFeatures, ConvLayer, gpubench
+from streamcnn.errors import MemoryBudgetError, ParameterError
+from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, cuda, cudadevice, naive
+from streamcnn.kernels.cudaloops import Tile
+
+SMALL = Tile(2, 4, 4, 4, 3)  # 8 threads: blocks of 8 cells x 16 filters, 3 taps at a time
+
+
+class Small:
+    """The CUDA kernels with the small tile."""
+
+    conv_scratch = staticmethod(cuda.conv_scratch)
+
+    @staticmethod
+    def conv_layer(*arguments, tile=SMALL, **options):
+        cuda.conv_layer(*arguments, tile=tile, **options)
+
+
+def fused(self, a, b, c):
+    """a * b + c of float32, rounded once: the sum in float64 is rounded to odd, which a second rounding cannot betray.
+
+    S. Boldo and G. Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008.
+    """
+    product, addend = float(a) * float(b), float(c)  # exact: 48 of 53 bits
+    total = product + addend
+    if math.isfinite(total):
+        rest = total - product
+        error = (product - (total - rest)) + (addend - rest)
+        if error and not struct.unpack("q", struct.pack("d", total))[0] & 1:
+            total = math.nextafter(total, math.copysign(math.inf, error))
+    return np.float32(total)
+
+
+kernelapi.FakeCUDAModule.fma = fused
+
+
+F32 = np.float32
+CASES = {
+    "one image, one filter, one tap": (make(1, (1, 1, 1), 1, (1, 1)), {}),
+    "odd sizes, taps that fill no step": (make(3, (7, 6, 1), 5, (3, 3)), {"edges": windows(2)}),
+    "taps left over, three channels": (make(2, (6, 5, 3), 3, (2, 2), F32), {}),
+    "stride 2, padding 1": (make(3, (7, 6, 2), 5, (3, 2)), {"stride": 2, "padding": 1}),
+    "stride 3, padding 2 of float32": (make(2, (9, 8, 1), 3, (5, 3), F32), {"stride": 3, "padding": 2}),
+    "stride above the kernel": (make(2, (7, 8, 2), 3, (2, 2)), {"stride": 3}),
+    "padding above the kernel": (make(2, (3, 3, 1), 2, (2, 2)), {"padding": 3, "edges": windows(2)}),
+    "more filters than a block": (make(2, (4, 4, 1), 19, (3, 3)), {}),
+    "row filter": (make(2, (3, 9, 1), 4, (1, 4)), {"edges": (windows(1), windows(2))}),
+    "column filter": (make(2, (9, 3, 2), 4, (4, 1), F32), {"edges": (windows(2), windows(1)), "pool": "max"}),
+    "deep": (make(2, (4, 4, 16), 4, (2, 2), F32), {"edges": windows(3)}),
+    "1 x 1 output": (make(5, (3, 3, 2), 4, (3, 3)), {}),
+    "global pool": (make(2, (5, 6, 1), 3, (3, 3)), {"edges": grid(1)}),
+    "unequal grid": (make(2, (8, 7, 1), 3, (2, 2)), {"edges": (grid(2), grid(4)), "pool": "max"}),
+    "very unequal grid": (
+        make(2, (8, 8, 1), 3, (2, 2)),
+        {"edges": (conv_cases.given_edges(0, 1, 7), conv_cases.given_edges(2, 3, 4, 6))},
+    ),
+}
+for activation, pool in product(ACTIVATIONS, POOLS):
+    options = {"activation": activation, "pool": pool, "threshold": 0.25, "edges": windows(2)}
+    CASES[f"{activation} {pool}"] = (make(2, (5, 4, 1), 5, (2, 2), F32), options)
+    CASES[f"{activation} {pool} of pixels"] = (make(2, (4, 4, 1), 5, (2, 2)), {**options, "edges": EACH, "padding": 1})
+
+
+def agree(kernels, arrays, options):
+    """Within the bound of rounding errors of the reference, which is far below the responses, and the bits of the CPU."""
+    expected, out = run(naive, *arrays, **options), run(kernels, *arrays, **options)
+    allowed = tolerance(*arrays, **options)
+    assert (np.abs(out.astype(np.float64) - expected) <= allowed).all(), np.abs(out - expected).max()
+    assert np.abs(expected).max() > 100 * np.median(allowed)
+    assert np.array_equal(bits(out), bits(run(cpu, *arrays, **options))), "bits differ from the CPU's"
+
+
+def multiply_adds_are_fused():
+    """The multiply-add of these checks rounds once: where two roundings, and float64 and one more, go wrong."""
+    a, b = F32(1 + 2.0**-12), F32(1 + 2.0**-12)
+    assert fused(None, a, b, F32(-1)) == F32(2.0**-11 + 2.0**-24) != a * b + F32(-1)
+    # 2**-24 is half a unit: only the last bit of the product, below float64's precision, decides
+    tiny = F32(2.0**-60)
+    assert fused(None, tiny, F32(1), F32(1 + 2.0**-23)) == F32(1 + 2.0**-23)
+    half_up = float(F32(1)) + 2.0**-24
+    assert fused(None, F32(2.0**-24), F32(1 + 2.0**-23), F32(1)) == F32(1 + 2.0**-23) != F32(half_up)
+
+
+def tiles_of_the_device():
+    """The tiles that are used on a device agree: a block of 256 threads each, and cells and filters beyond its end."""
+    for tile in cuda.TILES:
+        arrays = make(1, (2, 5, 1), 3, (2, 2))
+
+        class Full(Small):
+            conv_layer = staticmethod(lambda *arguments, tile=tile: cuda.conv_layer(*arguments, tile=tile._replace(taps=4)))
+
+        agree(Full, arrays, {})
+
+
+def cancelling_sums_on_a_large_offset():
+    """Pixels of 1e6 and a filter that sums to zero stay within the bound, and have the bits of the CPU."""
+    images, filters, bias = make(2, (5, 5, 1), 2, (3, 3), F32)
+    images += 1e6
+    filters -= filters.mean(axis=(1, 2, 3), keepdims=True)
+    expected, out, on_cpu = (run(kernels, images, filters, bias, edges=windows(2)) for kernels in (naive, Small, cpu))
+    assert (np.abs(out - expected) <= tolerance(images, filters, bias, edges=windows(2))).all()
+    assert np.array_equal(bits(out), bits(on_cpu))
+
+
+def denormals_are_not_flushed():
+    images, filters = np.full((2, 3, 3, 1), 2.0**-100, F32), np.full((2, 2, 2, 1), 2.0**-40, F32)
+    assert (run(Small, images, filters, np.zeros(2, F32)) == F32(4 * 2.0**-140)).all()
+
+
+def negative_zero_survives_the_filling_taps():
+    """A sum of -0.0 keeps its sign through the taps that fill up the last step."""
+    images, filters = np.zeros((1, 2, 2, 1), F32), np.full((1, 2, 2, 1), -1, F32)
+    for value in (-0.0, 0.0):
+        bias = np.full(1, value, F32)
+        out, expected = (run(kernels, images, filters, bias, activation="clip", pool="max") for kernels in (Small, cpu))
+        assert np.array_equal(bits(out), bits(expected))
+        assert np.signbit(out).all() == np.signbit(value)
+
+
+def nan_and_infinity():
+    """NaN reaches exactly the cells that see it, infinity follows IEEE."""
+    images, filters, bias = make(2, (6, 6, 1), 3, (2, 2), F32)
+    images[0, 2, 3], images[1, 0, 0], images[1, 4, 4], images[1, 4, 5] = np.nan, np.inf, -np.inf, np.inf
+    with np.errstate(invalid="ignore"):
+        for activation, pool in product(ACTIVATIONS, POOLS):
+            options = {"activation": activation, "pool": pool, "edges": windows(2)}
+            expected, out = (run(kernels, images, filters, bias, **options) for kernels in (cpu, Small))
+            assert np.isnan(expected[0]).any() and np.isfinite(expected[0]).any()
+            np.testing.assert_array_equal(out, expected)
+
+
+def chunks():
+    """Any device memory, any scratch and any number of host threads give the same bits; scratch is not touched."""
+    images, filters, bias = make(7, (5, 4, 2), 3, (2, 2))
+    edges = np.arange(4)
+    arguments = (images, filters, bias, 1, 0, ACTIVATIONS["relu"], 0.0, POOLS["mean"], edges + 1, edges)
+    expected = np.empty((7, 3, 3, 3), F32)
+    cpu.conv_layer(*arguments, np.empty((1, cpu.conv_scratch((5, 4, 2), filters.shape, (3, 3, 3), 0)), F32), expected)
+    per_image, fixed = cuda.conv_memory((5, 4, 2), 1, filters.shape, (3, 3, 3))
+    seen = set()
+    for images_in_flight, n_threads in [(2, 1), (4, 3), (8, 1), (100, 2)]:
+        limit = fixed + images_in_flight * per_image + 2 * 3 * 256
+        scratch = np.full((n_threads, cuda.conv_scratch((5, 4, 2), filters.shape, (3, 3, 3), 0)), np.nan, F32)
+        out = np.full(expected.shape, np.nan, F32)
+        cuda.conv_layer(*arguments, scratch, out, tile=SMALL, limit=limit)
+        assert np.array_equal(bits(out), bits(expected))
+        assert np.isnan(scratch).all()
+        chunk, size = cudadevice.plan_chunk(7, 40, 108, 0, fixed, scratch.nbytes, limit)
+        assert 2 * size + fixed <= limit and cudadevice.slot_bytes(chunk, 40, 108) <= size
+        assert cudadevice.held_bytes() == 2 * size
+        seen.add(chunk)
+    assert seen == {1, 3, 7}  # the limits did make a difference
+
+
+def plans():
+    """A chunk fills no more than the memory, cuts a call in four, and is no shorter than a transfer worth starting."""
+    plan = cudadevice.plan_chunk
+    assert plan(1000, 1 << 16, 1 << 20, 0, 0, 1 << 40, 1 << 40)[0] == 250
+    assert plan(1000, 100, 900, 0, 0, 1 << 40, 1 << 40)[0] == 1000
+    assert plan(4000, 100, 900, 0, 0, 1 << 40, 1 << 40)[0] == (1 << 20) // 1000
+    for n, image, out, work, fixed, host, limit in [
+        (512, 3072, 50176, 0, 30000, 8 << 20, 1 << 30),
+        (512, 3072, 50176, 0, 30000, 64 << 20, 5 << 20),
+        (9, 1 << 20, 1 << 20, 16 << 20, 0, 64 << 20, 1 << 30),
+    ]:
+        chunk, size = plan(n, image, out, work, fixed, host, limit)
+        assert 2 * size <= min(host, limit - fixed) and cudadevice.slot_bytes(chunk, image, out, work) <= size
+        # not wasteful: one image more would not fit, unless the call or a quarter of it is what limits
+        assert chunk >= -(-n // 4) or cudadevice.slot_bytes(chunk + 1, image, out, work) > size - 3 * 256
+
+
+def memory_errors():
+    """Neither device memory nor scratch for one image is an error that names what would do; what it names does."""
+    for expected, host, limit in [(MemoryBudgetError, 1 << 20, 5000), (ParameterError, 5000, 1 << 20)]:
+        try:
+            cudadevice.plan_chunk(5, 1000, 2000, 0, 700, host, limit)
+        except expected as error:
+            assert "one image" in str(error) or "conv_scratch" in str(error)
+        else:
+            raise AssertionError("no error")
+    assert cudadevice.plan_chunk(5, 1000, 2000, 0, 700, 6144, 6144 + 700) == (1, 3072)
+    for told, limit in [("2GiB", 2 << 30), ("5000", 5000), ("", 1 << 62)]:
+        os.environ[cudadevice.LIMIT_VARIABLE] = told
+        assert cudadevice.device_limit() == limit
+    del os.environ[cudadevice.LIMIT_VARIABLE]
+    m = cudadevice.host_floats(500_000, 2_000_000)
+    assert cudadevice.plan_chunk(5, 2_000_000, 8_000_000, 0, 0, 4 * m, 1 << 40)[0] == 1
+
+
+def an_interrupted_call_leaves_nothing_behind():
+    """After a launch that failed, the next call neither writes to the old results nor gives other ones."""
+    images, old, new = np.arange(8, dtype=F32).reshape(8, 1), np.full((8, 1), -1, F32), np.full((8, 1), -1, F32)
+    calls = []
+
+    def launch(stream, source, target, work, n):
+        calls.append(n)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        target.copy_to_device(source.copy_to_host() + 1)
+
+    host = 2 * cudadevice.slot_bytes(1, 4, 4) + 2 * 256  # two images
+    try:
+        cudadevice.stream_chunks(images, old, host, 1, launch)
+    except KeyboardInterrupt:
+        cudadevice.stream_chunks(images, new, host, 1, launch)
+    assert len(calls) > 3 and (new == images + 1).all() and (old == -1).all()
+
+
+def conv_memory_covers_what_is_sent():
+    """`conv_memory` counts at least the bytes of filters and tables for every tile, and not twice as many for a large bank."""
+    sent = []
+    original = cuda.cuda.to_device
+    cuda.cuda.to_device = lambda array, **options: sent.append(array.nbytes) or original(array, **options)
+    try:
+        for n_filters, kernel, split in [
+            (1, (1, 1), False),
+            (7, (3, 3), True),
+            (64, (5, 5), False),
+            (256, (5, 5), False),
+            (70, (11, 11), True),
+        ]:
+            sent.clear()
+            tile = cuda.choose_tile(n_filters, kernel[0] * kernel[1] * 3, split)
+            filters, edges = np.zeros((n_filters, *kernel, 3), F32), np.arange(11)
+            cuda.prepare_conv((20, 20, 3), filters, np.zeros(n_filters, F32), 1, 0, 0, 0, 0, edges, edges, tile)
+            fixed = cuda.conv_memory((20, 20, 3), 1, filters.shape, (10, 10, n_filters * (1 + split)))[1]
+            assert sum(sent) <= fixed
+            assert n_filters < 128 or fixed < 2 * sum(sent)
+    finally:
+        cuda.cuda.to_device = original
+
+
+def chosen_tiles():
+    """Every choice fits a block; banks get a tile of their size; few taps are multiplied in vain."""
+    for n_filters, n_taps, split in product([1, 8, 16, 33, 64, 100, 256, 2048], [1, 3, 9, 25, 27, 49, 75, 121, 363, 1600], [False, True]):
+        tile = cuda.choose_tile(n_filters, n_taps, split)
+        assert tile.threads == 256 and tile.threads % tile.block_cells == 0 and tile.cells % 4 == tile.filters % 4 == 0
+        assert 8 * (tile.taps + 1) * (tile.block_cells + tile.block_filters) <= 48 << 10
+        assert -(-n_taps // tile.taps) * tile.taps <= 1.25 * n_taps
+    assert cuda.choose_tile(256, 75, False).block_filters == 128
+    assert cuda.choose_tile(64, 75, False).block_filters == cuda.choose_tile(256, 75, True).block_filters == 64
+    assert cuda.choose_tile(8, 25, False).block_filters == 16
+
+
+def no_images_is_no_work():
+    images, filters, bias = make(0, (5, 5, 1), 3, (3, 3))
+    assert run(Small, images, filters, bias).shape == (0, 3, 3, 3)
+    for step in ("standardize", "log", "local_contrast"):
+        assert test_preprocess.run(step, np.empty((0, 4, 4, 1), F32), cuda).shape == (0, 4, 4, 1)
+
+
+def preprocessing(steps, dtype, shape):
+    """The bits of the CPU, and the reference's values; in place too."""
+    images = test_preprocess.make(3, shape, dtype)
+    out = test_preprocess.run(steps, images, cuda)
+    assert np.array_equal(bits(out), bits(test_preprocess.run(steps, images, cpu)))
+    np.testing.assert_allclose(out, test_preprocess.run(steps, images, naive), rtol=1e-5, atol=1e-5)
+    if dtype == F32:
+        scratch = np.empty((2, test_preprocess.preprocess.scratch((steps,), shape, cuda)), F32)
+        test_preprocess.preprocess.apply((steps,), images, scratch, images, cuda)
+        assert np.array_equal(images, out)
+
+
+def preprocessing_of_odd_images():
+    """Constant images give zeros, NaN stays in its image, and images larger than a block are summed whole."""
+    for dtype in (np.uint8, F32):
+        constant = np.full((2, 3, 3, 2), 7, dtype)
+        assert not test_preprocess.run("standardize", constant, cuda).any()
+        assert not test_preprocess.run("local_contrast", constant, cuda).any()
+        images = test_preprocess.make(2, (9, 7, 3), dtype)
+        out, expected = np.empty(images.shape, F32), test_preprocess.run("standardize", images, cpu)
+        cuda.standardize(images, out, threads=8)
+        assert np.array_equal(bits(out), bits(expected))
+    images[0, 1, 1] = np.nan
+    out = test_preprocess.run("standardize", images, cuda)
+    assert np.isnan(out[0]).all() and np.isfinite(out[1]).all()
+
+
+def features_are_the_same_on_both():
+    """ConvFeatures on the device, preprocessing and the scale of its filters included, gives the bits of the CPU."""
+    images = np.random.default_rng(0).integers(0, 256, (9, 6, 7), dtype=np.uint8)
+    original, cuda.TILES = cuda.TILES, (SMALL,)
+    try:
+        rows = []
+        for device in ("cpu", "cuda"):
+            layers = [ConvLayer(3, 3, filters="random", pool_size=2), ConvLayer(2, 2, filters="random", pool=None, activation="abs")]
+            features = ConvFeatures(layers=layers, preprocess="standardize", device=device, n_jobs=2, random_state=0)
+            rows.append(features.fit_transform(images))
+            assert features.device_ == device
+    finally:
+        cuda.TILES = original
+    assert rows[0].any() and np.array_equal(bits(rows[0]), bits(rows[1]))
+
+
+def the_benchmark_runs():
+    """A tiny row of the benchmark without the rival: every figure is there and positive."""
+    gpubench.measure_peak.__defaults__ = (1, 1)  # blocks, turns
+    table = gpubench.conv_cuda_rows([gpubench.Case(2, 4, 5, 1, 3, 2, 2, "uint8")], repeats=1, seconds=0, n_threads=1, rival=False)
+    (row,) = table["rows"]
+    assert row["case"] == "2, 4x5, 1 -> 3, 2, 2" and table["peak_gflops"] > 0
+    assert all(value > 0 for key, value in row.items() if key != "case")
+    assert gpubench.Case(2, 4, 5, 1, 3, 2, 2, "uint8").flop == 2 * 2 * (2 * 4) * 3 * 4
+
+
+CHECKS = {name: lambda case=case: agree(Small, *case) for name, case in CASES.items()}
+for steps, dtype, shape in product(["standardize", "log", "local_contrast"], [np.uint8, F32], [(1, 1, 1), (5, 4, 2), (2, 11, 1)]):
+    CHECKS[f"{steps} {np.dtype(dtype).name} {shape}"] = lambda *, a=(steps, dtype, shape): preprocessing(*a)
+for check in (
+    multiply_adds_are_fused,
+    tiles_of_the_device,
+    cancelling_sums_on_a_large_offset,
+    denormals_are_not_flushed,
+    negative_zero_survives_the_filling_taps,
+    nan_and_infinity,
+    chunks,
+    plans,
+    memory_errors,
+    an_interrupted_call_leaves_nothing_behind,
+    conv_memory_covers_what_is_sent,
+    chosen_tiles,
+    no_images_is_no_work,
+    preprocessing_of_odd_images,
+    features_are_the_same_on_both,
+    the_benchmark_runs,
+):
+    CHECKS[check.__name__.replace("_", " ")] = check
+
+
+def main() -> None:
+    results = {}
+    for name, check in CHECKS.items():
+        try:
+            check()
+            results[name] = ""
+        except Exception:
+            results[name] = traceback.format_exc()
+    json.dump(results, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
