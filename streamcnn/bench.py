@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -19,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from streamcnn import iobench
 from streamcnn.errors import ParameterError, StreamCNNError
 from streamcnn.estimators import StreamCNNClassifier
 from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, empty_lines
 from streamcnn.kernels.peak import multiply_add_rate
 from streamcnn.kernels.simd import cpu_name
 from streamcnn.threads import limit_blas
+from streamcnn.timing import medians, torch_with
 
 # environments that hold every library of the comparison to an older CPU. Without the empty NUMBA_CPU_FEATURES numba would
 # keep this CPU's own, and with them the 32 registers of AVX-512
@@ -37,8 +38,6 @@ EMULATIONS = {
         "OPENBLAS_CORETYPE": "Haswell",
     }
 }
-# threads of OpenMP and OpenBLAS spin for a while after their work, which is no fault of what runs next
-_REST = 0.02
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def run_benchmarks(name: str, n_threads: int, repeats: int = 9, shrink: int = 1)
     names = list(BENCHMARKS) if name == "all" else [name]
     start = time.perf_counter()
     results = {each: BENCHMARKS[each](n_threads, repeats, shrink) for each in names}
-    torch = _torch(n_threads)
+    torch = torch_with(n_threads)
     versions = {package: version(package) for package in ("streamcnn", "numpy", "numba")} | {"torch": torch and torch.__version__}
     return {
         "benchmarks": names,
@@ -130,7 +129,7 @@ def conv(n_threads: int, repeats: int, shrink: int) -> dict[str, Any]:
         - `peak_gflops` : the machine's fused multiply-adds, the best rate measured; `peak_fraction` is of it
         - `latency_ms` : kernel of the SVM to the median of `predict` for one image of 32 x 32 x 3
     """
-    torch = _torch(n_threads)
+    torch = torch_with(n_threads)
     cases = [replace(case, n_images=max(1, case.n_images // shrink)) for case in CONV_CASES]
     rows, peaks = zip(*(_conv_row(case, n_threads, repeats, torch) for case in cases))
     for row in rows:
@@ -146,31 +145,6 @@ def conv(n_threads: int, repeats: int, shrink: int) -> dict[str, Any]:
         "peak_gflops": max(peaks),
         "latency_ms": {kernel: _latency_ms(kernel, n_threads, 20 * repeats) for kernel in ("linear", "rbf")},
     }
-
-
-def _torch(n_threads: int) -> Any:
-    """PyTorch with `n_threads` threads, or None where it is not installed."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    torch.set_num_threads(n_threads)
-    torch.set_grad_enabled(False)
-    return torch
-
-
-def _medians(works: dict[str, Callable[[], object]], repeats: int, rest: float = _REST) -> dict[str, float]:
-    """Median seconds of each piece of work, all run in turn `repeats` times after one call that does not count, each after `rest`."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for work in works.values():
-        work()
-    for _ in range(repeats):
-        for name, work in works.items():
-            time.sleep(rest)
-            start = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def _conv_row(case: ConvCase, n_threads: int, repeats: int, torch: Any) -> tuple[dict[str, Any], float]:
@@ -196,7 +170,7 @@ def _conv_row(case: ConvCase, n_threads: int, repeats: int, torch: Any) -> tuple
     }
     rivals, converted = ({}, {}) if torch is None else _torch_works(torch, images, filters, bias)
     with limit_blas(n_threads):
-        seconds = _medians(works | rivals | converted, repeats)
+        seconds = medians(works | rivals | converted, repeats)
     work = 2e-9 * n_images * map_rows * map_cols * filters.size
 
     def rate(names) -> dict[str, float] | None:
@@ -258,10 +232,10 @@ def _latency_ms(kernel: str, n_threads: int, repeats: int) -> float:
     images[np.arange(1000), 3 * labels, labels] += 127  # something to learn, so that the SVM is of ordinary size
     classifier = StreamCNNClassifier(kernel=kernel, C=1.0, gamma=0.5, n_jobs=n_threads, random_state=0).fit(images, labels)
     one = images[:1].copy()
-    return 1e3 * _medians({"predict": lambda: classifier.predict(one)}, repeats, rest=0)["predict"]
+    return 1e3 * medians({"predict": lambda: classifier.predict(one)}, repeats, rest=0)["predict"]
 
 
-BENCHMARKS: dict[str, Callable[[int, int, int], dict[str, Any]]] = {"conv": conv}
+BENCHMARKS: dict[str, Callable[[int, int, int], dict[str, Any]]] = {"conv": conv, "io": iobench.extraction}
 """Name to function of (threads, repetitions, shrink); each returns a JSON object that its docstring describes."""
 
 
@@ -272,6 +246,8 @@ def report(result: dict[str, Any]) -> str:
         lines.append('PyTorch is not installed, so there is nothing to compare with: pip install "streamcnn[bench]"')
     if "conv" in result:
         lines += ["", conv_table(result["conv"]), *conv_summary(result["conv"])]
+    if "io" in result:
+        lines += ["", iobench.table(result["io"]), *iobench.summary(result["io"])]
     return "\n".join(lines)
 
 

@@ -55,10 +55,10 @@ class FeatureExtractor:
         self._allocate(1)
         trim_heap()
 
-    def _convolve(self, n: int, turn: int) -> np.ndarray:
-        """Rounded rows of the `n` images in pixel buffer `turn`."""
-        rows = self.network.transform(self._pixels[turn][:n], self._buffers, self._kernels)
-        rounded = self._rounded[turn][:n]
+    def convolve(self, images: np.ndarray, turn: int = 0) -> np.ndarray:
+        """Rounded rows of at most a chunk of images, in the buffer `turn`."""
+        rows = self.network.transform(images, self._buffers, self._kernels)
+        rounded = self._rounded[turn][: len(images)]
         round_features(rows, rounded)
         return rounded
 
@@ -71,7 +71,7 @@ class FeatureExtractor:
             for start, stop in ranges:
                 if start < stop:
                     self.source.read(start, stop, self._pixels[0])
-                    yield start, self._convolve(stop - start, 0)
+                    yield start, self.convolve(self._pixels[0][: stop - start])
             return
         with ThreadPoolExecutor(1, thread_name_prefix="streamcnn convolution") as thread:
             yield from self._overlapped(ranges, thread)
@@ -91,7 +91,7 @@ class FeatureExtractor:
                 n = min(self.chunk_size, stop - first)
                 self.source.read(first, first + n, self._pixels[turn])
                 done = None if running is None else (running[0], running[1].result())
-                running = first, thread.submit(self._convolve, n, turn)
+                running = first, thread.submit(self.convolve, self._pixels[turn][:n], turn)
                 if done is not None:
                     yield done
                 first += n

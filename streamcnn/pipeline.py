@@ -142,7 +142,7 @@ class Run:
         """All stages in order."""
         network = self._filters()
         if self.plan.keep_features:
-            self._extract(network)
+            self.extract(network)
         pca = self._reduce(network) if self.plan.pca_solver else None
         svm = self._train(network)
         if self.plan.keep_features:
@@ -187,7 +187,8 @@ class Run:
         s = self.settings
         return FeatureExtractor(self.source, network, s.feature_dtype, self.plan.chunk_size, s.n_jobs, self.kernels, self.monitor)
 
-    def _extract(self, network: Network) -> None:
+    def extract(self, network: Network) -> None:
+        """Write the feature shards that are not there yet."""
         digest, n, d = self.digests["extract"], self.source.n_samples, network.n_features
         there = self.store.begin("features", digest, check=self.check_shards)
         if self.store.finished("extract", digest) and len(there) == self._n_shards(d, np.dtype(self.settings.feature_dtype).itemsize):

@@ -10,7 +10,7 @@ from streamcnn.errors import MemoryBudgetError
 from streamcnn.memory import claims_table, format_bytes
 
 CHUNK_SIZES = (1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
-# chunks are as large as leaves a fifth of the limit unplanned; only the smallest may take all of it
+# chunks leave a fifth of the limit unplanned, unless some stage takes more whatever the chunk
 COMFORT = 0.8
 # measured: what equal processes hold on entry differs by 1 MiB or less
 _ENTRY_SPREAD = 3 << 20
@@ -160,18 +160,15 @@ AnyPlan = TypeVar("AnyPlan", bound=MemoryPlan)
 
 
 def choose_chunk(limit: int, n_images: int, build: Callable[[int], "AnyPlan"]) -> "AnyPlan":
-    """The plan of the largest chunk whose peak is at most 80 % of the limit, else of the smallest, checked.
+    """The plan of the largest chunk whose peak is at most 80 % of the limit, or what the smallest chunk needs where that is more.
 
     Raises
     ------
     MemoryBudgetError
         When the smallest does not fit either.
     """
-    result = None
-    for chunk in [c for c in CHUNK_SIZES if c < 2 * n_images]:
-        result = build(chunk)
-        if result.peak_bytes <= COMFORT * limit:
-            break
-    assert result is not None
-    result.check()
-    return result
+    smallest = build(CHUNK_SIZES[-1])
+    smallest.check()
+    allowed = max(COMFORT * limit, smallest.peak_bytes)
+    plans = (build(chunk) for chunk in CHUNK_SIZES if chunk < 2 * n_images)
+    return next(made for made in plans if made.peak_bytes <= allowed)

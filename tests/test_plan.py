@@ -83,6 +83,20 @@ def made_up(limit, chunk):
     return MemoryPlan(limit * MIB, {"already in use": 300 * MIB}, chunk, [StagePlan("extract", {"pixels": chunk * MIB})])
 
 
+def test_a_stage_that_needs_more_whatever_the_chunk_makes_no_chunk_smaller():
+    """PCA above 80 % of the limit: chunks are as large as keeps the other stages below it."""
+    limit = 500
+
+    def build(chunk):
+        stages = [StagePlan("extract", {"pixels": chunk * MIB}), StagePlan("pca", {"Gram matrix": 120 * MIB})]
+        return MemoryPlan(limit * MIB, {"already in use": 300 * MIB}, chunk, stages)
+
+    made = choose_chunk(limit * MIB, 10**6, build)
+    assert made.planned("pca") > 0.8 * made.limit
+    assert made.chunk_size == 64
+    assert made.planned("extract") <= made.planned("pca") == made.peak_bytes
+
+
 def test_the_smallest_chunks_may_take_all_of_the_limit():
     """Between 80 and 100 % only the smallest chunk is left; beyond, the plan is refused."""
     tight = choose_chunk(320 * MIB, 1000, lambda chunk: made_up(320, chunk))

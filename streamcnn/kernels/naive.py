@@ -9,7 +9,7 @@ import numpy as np
 
 from streamcnn.kernels import ACTIVATIONS, POOLS
 
-__all__ = ["contrast_scratch", "conv_layer", "conv_scratch", "local_contrast", "log", "standardize"]
+__all__ = ["contrast_scratch", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
 
 
 def conv_scratch(image_shape, filters_shape, out_shape, padding: int) -> int:

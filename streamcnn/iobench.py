@@ -1,0 +1,191 @@
+"""Measured: extraction from an HDF5 file to a store, against its parts, under limits, and against a convolution in memory."""
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from streamcnn.features import FeatureExtractor
+from streamcnn.files import scratch_folder
+from streamcnn.images import ImageSource, open_images
+from streamcnn.kernels import get_kernels
+from streamcnn.memory import MemoryMonitor, parse_bytes
+from streamcnn.network import ConvLayer, Network, resolve_layers
+from streamcnn.pipeline import Run, draw_filters
+from streamcnn.plan import Plan, make_plan
+from streamcnn.presets import Settings, resolve_settings
+from streamcnn.progress import Progress
+from streamcnn.store import FeatureStore
+from streamcnn.timing import medians, torch_with
+
+# CIFAR-10's size and the features of the measurement it is compared with: 64 filters of 5 x 5, pooled over 4 x 4
+N_IMAGES, SHAPE = 50_000, (32, 32, 3)
+LAYERS = [ConvLayer(64, 5, filters="random", pool_size=4)]
+LIMITS = {"512 MiB": "512MiB", "unlimited": "1TiB"}
+_BATCH = 512
+
+
+def extraction(n_threads: int, repeats: int, shrink: int) -> dict[str, Any]:
+    """Seconds of whole extractions and of their parts, run in turn.
+
+    Returns
+    -------
+    dict
+        - `images`, `shape`, `features`
+        - `limited_seconds` : limit to seconds of the extraction in a fresh process that runs under it
+        - `speed_under_limit` : unlimited seconds to those under 512 MiB
+        - `extract_seconds` : from `.h5` to a store, checksums, hashes and flushing to disk included
+        - `parts_seconds` : `convolve` (pixels in memory to rounded rows), `read` (HDF5 to pixels) and `write` (rounded rows to a
+          store), each alone
+        - `overlap` : `extract_seconds` to the larger of `convolve`, and `read` plus `write`
+        - `torch_seconds` : layout to seconds of PyTorch's convolution, ReLU and mean pooling of the same images in memory, by batches
+          of 512, or null; `ratio` : the best of them to `extract_seconds`
+    """
+    folder, torch = scratch_folder(), torch_with(n_threads)
+    path = folder / "images.h5"
+    try:
+        n = max(2048, N_IMAGES // shrink)
+        images = np.random.default_rng(0).integers(0, 256, (n, *SHAPE), dtype=np.uint8)
+        with h5py.File(path, "w", libver=("v110", "v110")) as file:
+            file.create_dataset("images", data=images, chunks=(341, *SHAPE), fletcher32=True)
+            file["labels"] = np.arange(n) % 10
+        limited: dict[str, list[float]] = {name: [] for name in LIMITS}
+        for _ in range(repeats):
+            for name, limit in LIMITS.items():
+                command = [sys.executable, "-m", "streamcnn.iobench", str(path), limit, str(n_threads)]
+                limited[name].append(float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+        under = {name: statistics.median(values) for name, values in limited.items()}
+        with open_images(path) as source:
+            works, network = _works(source, images, n_threads, folder)
+            rivals = {} if torch is None else _torch_works(torch, images, network)
+            seconds = medians(works | rivals, repeats)
+            parts = {name: seconds[name] for name in ("convolve", "read", "write")}
+            rival = {name: seconds[name] for name in rivals} or None
+            return {
+                "images": n,
+                "shape": list(SHAPE),
+                "features": network.n_features,
+                "limited_seconds": under,
+                "speed_under_limit": under["unlimited"] / under["512 MiB"],
+                "extract_seconds": seconds["extract"],
+                "parts_seconds": parts,
+                "overlap": seconds["extract"] / max(parts["convolve"], parts["read"] + parts["write"]),
+                "torch_seconds": rival,
+                "ratio": min(rival.values()) / seconds["extract"] if rival else None,
+            }
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settings(n_threads: int) -> Settings:
+    return resolve_settings("fast", n_jobs=n_threads, layers=LAYERS, device="cpu", keep_features=True)
+
+
+def extract(source: ImageSource, plan: Plan, n_threads: int, folder: Path, network: Network) -> None:
+    """From the source to a store below `folder`, which is removed again."""
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as store_folder,
+        MemoryMonitor(plan.limit) as monitor,
+        FeatureStore.create(Path(store_folder) / "store") as store,
+    ):
+        Run(source, _settings(n_threads), store, plan, Progress(0, monitor), monitor).extract(network)
+
+
+def main(path: str, limit: str, n_threads: str) -> None:
+    """Print the seconds of an extraction under a limit; run as a process of its own."""
+    with open_images(path) as source:
+        settings, folder = _settings(int(n_threads)), Path(path).parent
+        plan = make_plan(source, settings, parse_bytes(limit), folder)
+        network = Network(plan.geometry, settings.preprocess)
+        draw_filters(network, source, settings, get_kernels("cpu"))
+        start = time.perf_counter()
+        extract(source, plan, int(n_threads), folder, network)
+        sys.stdout.write(f"{time.perf_counter() - start}\n")
+
+
+def _works(source: ImageSource, images: np.ndarray, n_threads: int, folder: Path) -> tuple[dict[str, Callable[[], object]], Network]:
+    """What is timed: the whole, and its parts."""
+    kernels, settings = get_kernels("cpu"), _settings(n_threads)
+    n_features = Network(resolve_layers(LAYERS, SHAPE), ()).n_features
+    rows = np.zeros((len(images), n_features), settings.feature_dtype)
+    rows.fill(0)  # resident before the plan is made
+    plan = make_plan(source, settings, parse_bytes(LIMITS["unlimited"]), folder)
+    network = Network(plan.geometry, settings.preprocess)
+    draw_filters(network, source, settings, kernels)
+    chunk = plan.chunk_size
+
+    def convolve() -> None:
+        extractor = FeatureExtractor(source, network, settings.feature_dtype, chunk, settings.n_jobs, kernels)
+        for start in range(0, len(images), chunk):
+            rows[start : start + chunk] = extractor.convolve(images[start : start + chunk])
+
+    def read() -> None:
+        pixels = np.empty((chunk, *source.image_shape), source.dtype)
+        for start in range(0, source.n_samples, chunk):
+            source.read(start, min(start + chunk, source.n_samples), pixels)
+
+    def write() -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as store_folder, FeatureStore.create(Path(store_folder) / "store") as store:
+            step = shard = 0
+            while step < len(rows):
+                part = rows[step : step + 11 * 1024]
+                with store.writing("features", shard, step, len(part), rows.shape[1], rows.dtype, "") as writer:
+                    for start in range(0, len(part), chunk):
+                        writer.write(part[start : start + chunk], None)
+                step, shard = step + len(part), shard + 1
+
+    whole = partial(extract, source, plan, n_threads, folder, network)
+    return {"extract": whole, "convolve": convolve, "read": read, "write": write}, network
+
+
+def _torch_works(torch: Any, images: np.ndarray, network: Network) -> dict[str, Callable[[], object]]:
+    """PyTorch's convolution of the images in memory, batch by batch, in both layouts."""
+    weights = torch.from_numpy(network.filters[0]).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    functional = torch.nn.functional
+
+    def convolve(layout) -> None:
+        w = weights.contiguous(memory_format=layout)
+        for start in range(0, len(images), _BATCH):
+            x = pixels[start : start + _BATCH].to(torch.float32, memory_format=layout)
+            functional.avg_pool2d(torch.relu_(functional.conv2d(x, w)), 4)
+
+    layouts = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+    return {name: partial(convolve, layout) for name, layout in layouts.items()}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as a Markdown table."""
+    height, width, channels = result["shape"]
+    what = f"{result['images']:,} images of {height} x {width} x {channels} to {result['features']:,} features"
+    lines = [f"| {what} | seconds |", "|---|---|"]
+    lines += [f"| `.h5` to store, fresh process, {name} | {seconds:.2f} |" for name, seconds in result["limited_seconds"].items()]
+    lines.append(f"| `.h5` to store | {result['extract_seconds']:.2f} |")
+    lines += [f"| only {name} | {seconds:.2f} |" for name, seconds in result["parts_seconds"].items()]
+    for name, seconds in (result["torch_seconds"] or {}).items():
+        lines.append(f"| PyTorch {name}: convolution alone, images in memory | {seconds:.2f} |")
+    return "\n".join(lines)
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """What the table does not say, one fact a line."""
+    lines = [
+        f"extraction under 512 MiB runs at {100 * result['speed_under_limit']:.0f} % of the unlimited speed; "
+        f"it takes {result['overlap']:.2f} times its longest part (convolution, or reading and writing)"
+    ]
+    if result["ratio"]:
+        lines.append(f"PyTorch's convolution alone takes {result['ratio']:.1f} times as long as the whole extraction")
+    return lines
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
