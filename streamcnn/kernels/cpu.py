@@ -24,6 +24,7 @@ _MEAN, _SPLIT = POOLS["mean"], ACTIVATIONS["split"]
 # a band that stays in a core's second-level cache beside the filters; measured from 128 KiB to 1 MiB
 _BAND_BYTES = 3 << 17
 # multiply-adds below which starting a thread takes longer than it saves
+_SHARES = 4
 _ONE_WORKER = 1 << 23
 
 
@@ -69,16 +70,21 @@ def conv_layer(images, filters, bias, stride, padding, activation, threshold, po
     n_workers = len(scratch) if n * edges[0][-1] * edges[1][-1] * filters.size > _ONE_WORKER else 1
     arrays = (*by_type(images), flat(filters), flat(bias), *edges, sizes, np.float32(threshold))
 
+    # small shares, taken in turn: a worker whose core also reads or writes files would keep the others waiting with a share of its own
+    n_shares = _SHARES * n_workers if n >= 4 * _SHARES * n_workers * lanes else n_workers
+    shares = iter(range(n_shares))
+
     def work(worker):
         skip = -scratch[worker].ctypes.data // 4 % LINE
-        _conv_worker(worker, n_workers, *arrays, scratch[worker, skip:], out.reshape(-1), tile)
+        for share in shares:
+            _conv_worker(share, n_shares, *arrays, scratch[worker, skip:], out.reshape(-1), tile)
 
     run_workers(work, n_workers)
 
 
 @jit()
 def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, col_edges, sizes, threshold, buffer, out, tile):
-    """The share of one worker; an item is some rows of cells of L images, or by filter of one.
+    """Share `worker` of `n_workers`; an item is some rows of cells of L images, or by filter of one.
 
     Parameters
     ----------
