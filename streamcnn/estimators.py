@@ -90,7 +90,7 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         Threads; None for all cores.
     random_state : int, generator or None
     verbose : int
-        1 shows a progress bar per stage.
+        1 shows a progress bar per stage, 2 in a notebook also the memory trace, live.
 
     Attributes
     ----------
@@ -192,7 +192,7 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         if y is not None:
             y = column_or_1d(y, warn=True)
             check_classification_targets(y)
-        with MemoryMonitor(limit) as monitor:
+        with MemoryMonitor(limit, live=self.verbose > 1) as monitor:
             source = self._open(X, y, reset=True)
             self.model_, self.report_ = fit_model(
                 source, settings, None if self.store is None else Path(self.store), limit, Progress(self.verbose, monitor), monitor, resume

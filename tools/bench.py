@@ -1,8 +1,8 @@
 """Runs the README's measurements and writes its tables; numbers in the README come from here only.
 
-python tools/bench.py                    demo, convolution
-STREAMCNN_DATA=... python tools/bench.py  demo, convolution, Extended Yale B
-python tools/bench.py conv                only this table, likewise demo and yale
+python tools/bench.py                    demo, convolution, extraction
+STREAMCNN_DATA=... python tools/bench.py  those and Extended Yale B; with STREAMCNN_LARGE=big.h5 also a fit of that file under 1 GiB
+python tools/bench.py conv                only this table, likewise demo, io, yale and large
 """
 
 import json
@@ -11,11 +11,12 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from streamcnn import bench
+from streamcnn import bench, iobench
 from streamcnn.reproduce import PAPER
 
 README = Path(__file__).parent.parent / "README.md"
@@ -70,6 +71,28 @@ def conv_table() -> str:
     return "\n".join(lines)
 
 
+def io_table() -> str:
+    """`streamcnn bench io`."""
+    result = run("bench", "io")
+    return "\n".join([iobench.table(result["io"]), "", machine(result), *(f"- {line}" for line in iobench.summary(result["io"]))])
+
+
+def large_table(path: Path) -> str:
+    """A fit of a file far larger than the limit: `tools/make_dataset.py` makes one of any size."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        model = str(Path(folder) / "m.h5")
+        r = run("fit", str(path), "--model", model, "--store", str(Path(folder) / "store"), "--memory-limit", "1GiB")
+    stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in r["stage_seconds"].items())
+    rows = [
+        ("data on disk", f"{mib(r['data_bytes'])}, {r['n_train']:,} images"),
+        ("memory limit", mib(r["memory_limit_bytes"])),
+        ("peak resident memory of the process", f"{mib(r['peak_rss_bytes'])} ({mib(r['planned_peak_bytes'])} planned)"),
+        ("store on disk", mib(r["store_bytes"])),
+        ("training", f"{r['seconds']:.0f} s ({stages})"),
+    ]
+    return "\n".join(["| `streamcnn fit --memory-limit 1GiB` | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+
+
 def machine(result: dict[str, Any]) -> str:
     """What the figures were measured with."""
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if number and name != "streamcnn")
@@ -88,7 +111,9 @@ def write(name: str, table: str) -> None:
 def main(names: list[str]) -> None:
     """Measure the tables named, or everything there is data for."""
     folder = os.environ.get("STREAMCNN_DATA")
-    tables: dict[str, Callable[[], str]] = {"demo": demo_table, "conv": conv_table}
+    tables: dict[str, Callable[[], str]] = {"demo": demo_table, "conv": conv_table, "io": io_table}
+    if large := os.environ.get("STREAMCNN_LARGE"):
+        tables["large"] = lambda: large_table(Path(large))
     if folder:
         tables["yale"] = lambda: yale_table(Path(folder) / "CroppedYale")
     if unknown := set(names) - tables.keys():
