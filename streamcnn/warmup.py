@@ -31,7 +31,9 @@ def compile_kernels() -> dict[str, Any]:
     half.narrow(floats, narrow)
     half.widen(narrow, floats)
     pictures = np.zeros((1, 4, 4), np.float32)
-    warp.warp(pictures, np.zeros(1, np.uint64), np.zeros(1, np.int64), np.empty((1, 4, 4), np.uint8))
+    keys, rows = np.zeros(1, np.uint64), np.zeros(1, np.int64)
+    warp.warp(pictures, keys, rows, np.empty((1, 4, 4), np.uint8))
+    warp.crop(images, keys, rows, True, np.empty(images.shape, np.uint8))
     peak.multiply_add_rate(1, 1)
     stats = [kernel.stats for kernel in jit.CACHED]
     folders = {s.cache_path for s in stats if s.cache_path is not None}

@@ -48,7 +48,7 @@ def test_bench_conv_prints_one_object_of_the_documented_keys(tiny, capsys):
 def test_bench_without_pytorch_gives_our_own_figures(tiny, monkeypatch):
     """Where PyTorch cannot be imported its figures are null, the summary says so, and ours are there."""
     monkeypatch.setitem(sys.modules, "torch", None)
-    result = bench.run_benchmarks("all", 1, 1)
+    result = bench.run_benchmarks("conv", 1, 1)
     row = result["conv"]["rows"][0]
     assert row["torch_gflops"] is row["torch_float32_gflops"] is row["ratio"] is row["ratio_float32"] is None
     assert result["conv"]["ratio_first_layers"] is None and row["gflops"] > 0
@@ -58,7 +58,7 @@ def test_bench_without_pytorch_gives_our_own_figures(tiny, monkeypatch):
 def test_ratios_are_to_the_best_rival(tiny, monkeypatch):
     """`ratio` is to the faster layout, `ratio_float32` to the fastest of all, their mean is geometric over first layers."""
     seconds = {"ours": 1.0, "sgemm": 1.0, "NCHW": 4.0, "channels_last": 3.0, "NCHW float32": 5.0, "channels_last float32": 2.0}
-    monkeypatch.setattr(bench, "_torch", lambda n_threads: FakeTorch)
+    monkeypatch.setattr(bench, "torch_with", lambda n_threads: FakeTorch)
     monkeypatch.setattr(bench, "_torch_works", lambda *_: ({"NCHW": None, "channels_last": None}, dict.fromkeys(list(seconds)[4:])))
 
     def medians(works, repeats):
@@ -66,7 +66,7 @@ def test_ratios_are_to_the_best_rival(tiny, monkeypatch):
         works["peak"]()
         return seconds
 
-    monkeypatch.setattr(bench, "_medians", medians)
+    monkeypatch.setattr(bench, "medians", medians)
     monkeypatch.setattr(bench, "_check_result", lambda *_: None)
     result = bench.conv(1, 1, 1)
     assert [(row["ratio"], row["ratio_float32"]) for row in result["rows"]] == [(3.0, 2.0)] * 2
@@ -77,16 +77,32 @@ class FakeTorch:
     """Stands for PyTorch where it is not called."""
 
 
+def test_bench_io_measures_the_whole_and_its_parts(capsys):
+    """`bench io --json` at small size: the parts are shorter than the whole, ratios are those of the seconds, the table names all."""
+    assert main(["bench", "io", "--repeats", "1", "--shrink", "25", "--json"]) == 0
+    printed = capsys.readouterr()
+    io = json.loads(printed.out)["io"]
+    assert (io["images"], io["shape"], io["features"]) == (2048, [32, 32, 3], 7 * 7 * 64)
+    assert set(io["limited_seconds"]) == {"512 MiB", "unlimited"}
+    assert io["speed_under_limit"] == pytest.approx(io["limited_seconds"]["unlimited"] / io["limited_seconds"]["512 MiB"])
+    parts = io["parts_seconds"]
+    assert io["overlap"] == pytest.approx(io["extract_seconds"] / max(parts["convolve"], parts["read"] + parts["write"]))
+    assert min(parts.values()) > 0
+    if io["torch_seconds"]:
+        assert io["ratio"] == pytest.approx(min(io["torch_seconds"].values()) / io["extract_seconds"])
+    assert "| only convolve |" in printed.err
+
+
 def test_unknown_benchmarks_and_cpus_are_refused_by_name(capsys):
     """A name that is no benchmark (yet), no emulated CPU, or no number of repetitions, is one clear sentence."""
-    assert main(["bench", "pca"]) == 1
-    assert "the benchmark must be one of conv, all, got 'pca'" in capsys.readouterr().err
+    assert main(["bench", "svm"]) == 1
+    assert "the benchmark must be one of conv, io, all, got 'svm'" in capsys.readouterr().err
     assert main(["bench", "conv", "--emulate", "sse2"]) == 1
     assert "--emulate must be one of avx2, got 'sse2'" in capsys.readouterr().err
     assert main(["bench", "conv", "--repeats", "0"]) == 1
     assert "--repeats must be at least 1, got 0" in capsys.readouterr().err
-    with pytest.raises(ParameterError, match="must be one of conv, all, got 'pca'"):
-        bench.emulated("avx2", "pca", 1, 1, 1)
+    with pytest.raises(ParameterError, match="must be one of conv, io, all, got 'svm'"):
+        bench.emulated("avx2", "svm", 1, 1, 1)
 
 
 def test_emulation_runs_a_child_held_to_the_older_cpu(monkeypatch):
