@@ -14,7 +14,7 @@ errors files threads rows memory
 labels imagefiles sources arrayfiles h5images images
 kernels.jit kernels kernels.half kernels.simd kernels.naive kernels.cpu kernels.warp
 datasets preprocess filters network arrays shards store
-rowinput moments incremental krylov randomized pcaplan projection pca newton rbf selection svm
+rowinput moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf selection svm
 presets plan features progress pipeline model evaluate estimators demo reproduce pcabench commands cli __init__ __main__
 """.split()
 
