@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from streamcnn import iobench
+from streamcnn import iobench, pcabench
 from streamcnn.errors import ParameterError, StreamCNNError
 from streamcnn.estimators import StreamCNNClassifier
 from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, empty_lines
@@ -235,7 +235,7 @@ def _latency_ms(kernel: str, n_threads: int, repeats: int) -> float:
     return 1e3 * medians({"predict": lambda: classifier.predict(one)}, repeats, rest=0)["predict"]
 
 
-BENCHMARKS: dict[str, Callable[[int, int, int], dict[str, Any]]] = {"conv": conv, "io": iobench.extraction}
+BENCHMARKS: dict[str, Callable[[int, int, int], dict[str, Any]]] = {"conv": conv, "io": iobench.extraction, "pca": pcabench.measure}
 """Name to function of (threads, repetitions, shrink); each returns a JSON object that its docstring describes."""
 
 
@@ -248,6 +248,8 @@ def report(result: dict[str, Any]) -> str:
         lines += ["", conv_table(result["conv"]), *conv_summary(result["conv"])]
     if "io" in result:
         lines += ["", iobench.table(result["io"]), *iobench.summary(result["io"])]
+    if "pca" in result:
+        lines += ["", pcabench.table(result["pca"])]
     return "\n".join(lines)
 
 

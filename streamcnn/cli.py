@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
     bench = add("bench", "measured figures of this machine")
-    bench.add_argument("name", metavar="NAME", help="conv, io, or all")
+    bench.add_argument("name", metavar="NAME", help="conv, io, pca, or all")
     bench.add_argument("--threads", type=int, metavar="N", help="threads of every library compared; all cores if left away")
     bench.add_argument("--repeats", type=int, default=9, metavar="N", help="repetitions, of which the median is taken")
     bench.add_argument("--shrink", type=int, default=1, metavar="N", help="divide the number of images, to try it out")

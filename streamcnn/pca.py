@@ -11,7 +11,8 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.incremental import iter_incremental
 from streamcnn.moments import Moments
-from streamcnn.pcaplan import SOLVERS, choose_solver
+from streamcnn.pcaplan import choose_solver
+from streamcnn.pcasaved import RESULTS, arrays_of, restore
 from streamcnn.projection import Projector, deviation
 from streamcnn.randomized import randomized_pca
 from streamcnn.rowinput import blocks_of, check_finite, is_batches, is_rows, open_rows
@@ -19,17 +20,6 @@ from streamcnn.rows import ArrayRows, block_rows, iter_blocks
 from streamcnn.threads import limit_blas, resolve_n_jobs
 
 logger = logging.getLogger("streamcnn")
-
-_RESULTS = (
-    "components_",
-    "mean_",
-    "var_",
-    "explained_variance_",
-    "explained_variance_ratio_",
-    "singular_values_",
-    "noise_variance_",
-    "n_components_",
-)
 
 
 class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -41,10 +31,10 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         None: as many as rows and features allow (`"incremental"` from batches: as the first batch allows).
     solver : {"auto", "covariance", "incremental", "randomized"}
         `"covariance"`: exact, mergeable, 8 * n_features^2 bytes. `"randomized"`: at least 0.9999 of the exact captured variance (a
-        warning is logged otherwise) in 2 to 6 passes, 70 * n_components * n_features bytes. `"incremental"`: scikit-learn's
-        `IncrementalPCA`, 0.97 to 1.0 of the exact captured variance, 52 * (batch_size + n_components) * n_features bytes. `"auto"`:
-        covariance up to 8,192 features (and beyond for so many components that it is smaller), else randomized; for
-        `partial_fit`, which sees each row once, incremental.
+        warning is logged otherwise) in 2 to 6 passes, at most 90 * n_components * n_features + 4300 * n_components^2 bytes.
+        `"incremental"`: scikit-learn's `IncrementalPCA`, 0.97 to 1.0 of the exact captured variance,
+        52 * (batch_size + n_components) * n_features bytes. `"auto"`: covariance up to 8,192 features (and beyond for so many
+        components that it is smaller), else randomized; for `partial_fit`, which sees each row once, incremental.
     whiten : bool
         Scale the reduced columns to unit variance.
     batch_size : int or None
@@ -190,7 +180,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def __getattr__(self, name):
         # only reached for attributes that are not there: components asked for after partial_fit or merge
-        if name in _RESULTS and isinstance(self.__dict__.get("_state"), Moments):
+        if name in RESULTS and isinstance(self.__dict__.get("_state"), Moments):
             with limit_blas(self.n_jobs_):
                 self._finish()
             return self.__dict__[name]
@@ -216,7 +206,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self._state: Any = IncrementalPCA() if self.solver_ == "incremental" else None
 
     def _drop_results(self) -> None:
-        for name in _RESULTS:
+        for name in RESULTS:
             self.__dict__.pop(name, None)
         self._projector: Projector | None = None
 
@@ -272,7 +262,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             self._state.partial_fit(batch, check_input=False)
         # scikit-learn keeps a view, and with it all right singular vectors of the batch
         self._state.components_ = self._state.components_.copy()
-        for name in _RESULTS:
+        for name in RESULTS:
             setattr(self, name, getattr(self._state, name))
         self.explained_variance_ratio_ = np.nan_to_num(self.explained_variance_ratio_, nan=0.0, posinf=0.0)
         self.n_samples_seen_ = int(self._state.n_samples_seen_)
@@ -357,9 +347,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What `transform` needs, as arrays without objects. What `partial_fit` and `merge` need is left out."""
         check_is_fitted(self, "n_samples_seen_")
-        arrays = {name: np.asarray(getattr(self, name)) for name in _RESULTS}
-        flags = [SOLVERS.index(self.solver_), int(bool(self.whiten)), self.n_samples_seen_, self.n_jobs_]
-        return arrays | {"header": np.array(flags, np.int64)}
+        return arrays_of(self)
 
     @classmethod
     def from_arrays(cls, arrays) -> "StreamingPCA":
@@ -370,20 +358,4 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         DataError
             When arrays are missing or do not fit together.
         """
-        missing = [name for name in (*_RESULTS, "header") if name not in arrays]
-        if missing:
-            raise DataError(f"a saved StreamingPCA must hold {', '.join(missing)}, got only {', '.join(sorted(arrays))}")
-        solver, whiten, n_seen, n_jobs = (int(value) for value in np.asarray(arrays["header"]).reshape(4))
-        components = np.asarray(arrays["components_"], np.float64)
-        k, d = components.shape
-        widths = {"mean_": d, "var_": d, "explained_variance_": k, "explained_variance_ratio_": k, "singular_values_": k}
-        if any(np.shape(arrays[name]) != (width,) for name, width in widths.items()) or not 0 < solver < len(SOLVERS):
-            raise DataError("a saved StreamingPCA has arrays that do not fit together; save it again")
-        pca = cls(n_components=k, solver=SOLVERS[solver], whiten=bool(whiten), n_jobs=n_jobs)
-        pca.components_ = components
-        for name in widths:
-            setattr(pca, name, np.asarray(arrays[name], np.float64))
-        pca.noise_variance_, pca.n_components_ = float(arrays["noise_variance_"]), k
-        pca.n_features_in_, pca.n_samples_seen_, pca.solver_, pca.n_jobs_ = d, n_seen, SOLVERS[solver], n_jobs
-        pca._projector = None
-        return pca
+        return restore(cls, arrays)

@@ -20,10 +20,10 @@ from streamcnn.rows import Rows, block_rows, recut
 
 logger = logging.getLogger("streamcnn")
 
-# passes at most. Eigenvalues falling as 1/i need three to four, as i^-0.5 five, quickly falling ones two
+# passes at most. Eigenvalues falling as i^-2 need two, as 1/i three to four, as i^-0.25 five
 PASSES = 6
 # passes end when less than this share of the variance that exact components capture is missing, by `Leading.missing`
-_MISSING = 8.5e-5
+_MISSING = 6e-5
 # consecutive rows of the sample, which is read from all over the source
 _STRIPE = 16
 
@@ -181,12 +181,12 @@ def randomized_pca(source: Rows | Batches, most: int, resolve: Callable[[int], i
                 raise DataError(f"X must have at least 2 rows, got {sums.n} sample(s)")
             k = resolve(sums.n)
             n, mean, variance = sums.n, sums.mean, sums.variance()
-            shift = mean
+            shift, trace = mean, float(variance.sum()) * n / (n - 1)
         product = sums.finish()
         del sums
         space.extend(product)
         del product
-        leading = space.leading(k)
+        leading = space.leading(k, trace, min(n - 1, d))
         # one pass cannot tell: directions in which few rows vary, absent from the sample, show in the second
         if space.finished or (n_passes > 1 and leading.missing <= _MISSING):
             break

@@ -93,15 +93,26 @@ def test_bench_io_measures_the_whole_and_its_parts(capsys):
     assert "| only convolve |" in printed.err
 
 
+def test_bench_pca_prints_a_row_for_each_contestant(capsys):
+    """`bench pca --json` at small size: both solvers beside IncrementalPCA, and their table."""
+    assert main(["bench", "pca", "--repeats", "1", "--shrink", "40", "--json"]) == 0
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)["pca"]["rows"]
+    engines = [row["engine"].split("(")[0] for row in rows]
+    assert engines == ["streamcnn covariance", "IncrementalPCA", "IncrementalPCA", "streamcnn randomized", "IncrementalPCA"]
+    assert all(row["captured"] > 0.9999 for row in rows if row["engine"].startswith("streamcnn"))
+    assert "| streamcnn randomized | 2,000 x 307 -> 76 |" in printed.err
+
+
 def test_unknown_benchmarks_and_cpus_are_refused_by_name(capsys):
     """A name that is no benchmark (yet), no emulated CPU, or no number of repetitions, is one clear sentence."""
     assert main(["bench", "svm"]) == 1
-    assert "the benchmark must be one of conv, io, all, got 'svm'" in capsys.readouterr().err
+    assert "the benchmark must be one of conv, io, pca, all, got 'svm'" in capsys.readouterr().err
     assert main(["bench", "conv", "--emulate", "sse2"]) == 1
     assert "--emulate must be one of avx2, got 'sse2'" in capsys.readouterr().err
     assert main(["bench", "conv", "--repeats", "0"]) == 1
     assert "--repeats must be at least 1, got 0" in capsys.readouterr().err
-    with pytest.raises(ParameterError, match="must be one of conv, io, all, got 'svm'"):
+    with pytest.raises(ParameterError, match="must be one of conv, io, pca, all, got 'svm'"):
         bench.emulated("avx2", "svm", 1, 1, 1)
 
 

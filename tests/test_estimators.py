@@ -66,7 +66,7 @@ def test_how_it_runs_never_changes_what_comes_out(digits, parameters):
         np.testing.assert_array_equal(other.model_.to_arrays()[name], array)
 
 
-@pytest.mark.parametrize("solver", ["covariance", "incremental"])
+@pytest.mark.parametrize("solver", ["covariance", "incremental", "randomized"])
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_every_solver_learns(digits, solver, kernel):
     """Each PCA solver with each SVM recognises digits."""

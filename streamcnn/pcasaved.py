@@ -1,0 +1,53 @@
+"""A fitted StreamingPCA as arrays without objects, and back."""
+
+from typing import Any
+
+import numpy as np
+
+from streamcnn.errors import DataError
+from streamcnn.pcaplan import SOLVERS
+
+# what fitting finds
+RESULTS = (
+    "components_",
+    "mean_",
+    "var_",
+    "explained_variance_",
+    "explained_variance_ratio_",
+    "singular_values_",
+    "noise_variance_",
+    "n_components_",
+)
+
+
+def arrays_of(pca) -> dict[str, np.ndarray]:
+    """What `transform` of a fitted StreamingPCA needs."""
+    flags = [SOLVERS.index(pca.solver_), int(bool(pca.whiten)), pca.n_samples_seen_, pca.n_jobs_]
+    return {name: np.asarray(getattr(pca, name)) for name in RESULTS} | {"header": np.array(flags, np.int64)}
+
+
+def restore(cls, arrays) -> Any:
+    """An instance of `cls`, StreamingPCA, from what `arrays_of` gave.
+
+    Raises
+    ------
+    DataError
+        When arrays are missing or do not fit together.
+    """
+    missing = [name for name in (*RESULTS, "header") if name not in arrays]
+    if missing:
+        raise DataError(f"a saved StreamingPCA must hold {', '.join(missing)}, got only {', '.join(sorted(arrays))}")
+    solver, whiten, n_seen, n_jobs = (int(value) for value in np.asarray(arrays["header"]).reshape(4))
+    components = np.asarray(arrays["components_"], np.float64)
+    k, d = components.shape
+    widths = {"mean_": d, "var_": d, "explained_variance_": k, "explained_variance_ratio_": k, "singular_values_": k}
+    if any(np.shape(arrays[name]) != (width,) for name, width in widths.items()) or not 0 < solver < len(SOLVERS):
+        raise DataError("a saved StreamingPCA has arrays that do not fit together; save it again")
+    pca = cls(n_components=k, solver=SOLVERS[solver], whiten=bool(whiten), n_jobs=n_jobs)
+    pca.components_ = components
+    for name in widths:
+        setattr(pca, name, np.asarray(arrays[name], np.float64))
+    pca.noise_variance_, pca.n_components_ = float(arrays["noise_variance_"]), k
+    pca.n_features_in_, pca.n_samples_seen_, pca.solver_, pca.n_jobs_ = d, n_seen, SOLVERS[solver], n_jobs
+    pca._projector = None
+    return pca
