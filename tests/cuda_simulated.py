@@ -288,8 +288,9 @@ for check in (
 
 
 def main() -> None:
-    # numba's simulator polls its threads without rest, and would hold the interpreter for 5 ms each time: a quarter of the time (measured)
-    sys.setswitchinterval(1e-4)
+    # numba's simulator polls its threads without rest, and each turn of that holds the interpreter for this long. Measured: half the
+    # time of the default 5 ms for blocks of 8 threads; below 1 ms blocks of 256 take longer again
+    sys.setswitchinterval(1e-3)
     results = {}
     for name, check in CHECKS.items():
         try:
