@@ -1,12 +1,14 @@
 """The one table of convolutions that every device is held to, with the bound of the rounding errors of each.
 
-For `test_kernels.py` (CPU) and for whatever other device has `conv_layer`: for each name of `CASES`, `run(kernels, *arrays, **options)`
-must be within `tolerance(*arrays, **options)` of `run(naive, *arrays, **options)`.
+`test_kernels.py` runs all `CASES` on the CPU, `test_cuda.py` all on a CUDA device, `cuda_simulated.py` those that `for_simulator` finds
+small enough. `agree` holds kernels to the float64 reference, `same_as_cpu` to the CPU's bits.
 """
+
+from itertools import product
 
 import numpy as np
 
-from streamcnn.kernels import ACTIVATIONS, POOLS, naive
+from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, naive
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -28,13 +30,16 @@ def given_edges(*edges):
     return lambda length: np.array(edges)
 
 
-def run(kernels, images, filters, bias, *, stride=1, padding=0, activation="relu", threshold=0.0, pool="mean", edges=EACH, **options):
-    """Call `conv_layer` with fresh NaN-filled buffers; `edges` makes row and column edges from the size of the conv map."""
-    n_threads = options.pop("n_threads", 2)
-    if not isinstance(edges, tuple):
-        edges = (edges, edges)
+def edges_of(images, filters, *, stride=1, padding=0, edges=EACH, **options):
+    """Row and column edges; `edges` makes them from the size of the conv map, a tuple of two each its own."""
     sizes = [(length + 2 * padding - side) // stride + 1 for length, side in zip(images.shape[1:3], filters.shape[1:3])]
-    rows, cols = (make(size) for make, size in zip(edges, sizes))
+    return [make(size) for make, size in zip(edges if isinstance(edges, tuple) else (edges, edges), sizes)]
+
+
+def run(kernels, images, filters, bias, *, stride=1, padding=0, activation="relu", threshold=0.0, pool="mean", edges=EACH, **options):
+    """Call `conv_layer` with fresh NaN-filled buffers; `edges` as for `edges_of`."""
+    n_threads = options.pop("n_threads", 2)
+    rows, cols = edges_of(images, filters, stride=stride, padding=padding, edges=edges)
     shape = (len(rows) - 1, len(cols) - 1, len(filters) * (2 if activation == "split" else 1))
     m = kernels.conv_scratch(images.shape[1:], filters.shape, shape, padding, *options.values())
     scratch, out = np.full((n_threads, m), np.nan, np.float32), np.full((len(images), *shape), np.nan, np.float32)
@@ -64,9 +69,7 @@ def tolerance(images, filters, bias, threshold=0.0, **options):
     largest = run(naive, np.abs(images), np.abs(filters), np.abs(bias), **options)
     if options["activation"] == "split":
         largest[..., len(filters) :] = largest[..., : len(filters)]
-    edges = options.get("edges", EACH)
-    sizes = [e(length) for e, length in zip(edges if isinstance(edges, tuple) else (edges, edges), images.shape[1:3])]
-    roundings = filters[0].size + int(np.prod([np.diff(s).max() for s in sizes])) + 3
+    roundings = filters[0].size + int(np.prod([np.diff(edges).max() for edges in edges_of(images, filters, **options)])) + 3
     return roundings * (EPS / 2 * (largest.astype(np.float64) + threshold) + 2.0**-149)
 
 
@@ -74,32 +77,71 @@ def bits(array):
     return array.view(np.uint32)
 
 
+def agree(kernels, case):
+    """Assert that kernels agree with the reference to the rounding of their sums; returns their output."""
+    arrays, options = case
+    expected, out, allowed = run(naive, *arrays, **options), run(kernels, *arrays, **options), tolerance(*arrays, **options)
+    error = np.abs(out.astype(np.float64) - expected)
+    assert (error <= allowed).all(), f"off by up to {np.nanmax(error / allowed):.3g} times the bound"
+    # not vacuous: the case has responses, and the bound is well below them, even where sums cancel
+    assert np.abs(expected).max() > 10 * np.median(allowed), "the bound is as large as the responses"
+    return out
+
+
+def same_as_cpu(out, case):
+    """Assert that an output is NaN where the CPU's is, and has its bits elsewhere."""
+    expected = run(cpu, *case[0], **case[1])
+    alike = (bits(out) == bits(expected)) | (np.isnan(out) & np.isnan(expected))
+    assert alike.all(), f"{(~alike).sum()} of {alike.size} numbers differ from the CPU's"
+
+
+def multiply_adds(case):
+    """How many a convolution takes, over all images, filters and taps of every position that is pooled."""
+    (images, filters, _), options = case
+    return len(images) * filters.size * int(np.prod([np.ptp(edges) for edges in edges_of(images, filters, **options)]))
+
+
+def for_simulator(cases):
+    """The cases small enough for numba's simulator, which takes 10 to 200 us for one, by how well they fill a block."""
+    return {name: case for name, case in cases.items() if multiply_adds(case) <= 1 << 16}
+
+
 CASES = {
+    "one pixel, one tap": (make(1, (1, 1, 1), 1, (1, 1)), {}),
     "one image, one filter": (make(1, (8, 8, 1), 1, (3, 3)), {}),
     "odd sizes": (make(7, (17, 13, 3), 10, (5, 5)), {"edges": windows(2)}),
+    "small odd sizes": (make(3, (7, 9, 3), 5, (3, 5)), {"edges": windows(2)}),
     "stride 2, padding 1": (make(7, (9, 10, 3), 10, (3, 3)), {"stride": 2, "padding": 1}),
     "stride 3, padding 2": (make(5, (16, 11, 1), 3, (5, 3)), {"stride": 3, "padding": 2, "edges": windows(2)}),
+    "stride 3, padding 2 of float32": (make(2, (9, 8, 1), 3, (5, 3), np.float32), {"stride": 3, "padding": 2}),
     "stride above the kernel": (make(3, (13, 14, 2), 3, (2, 2)), {"stride": 3}),
     "padding 3 of float32": (make(16, (8, 9, 5), 10, (7, 7), np.float32), {"padding": 3, "edges": windows(3), "pool": "max"}),
     "padding above the kernel": (make(2, (4, 4, 1), 2, (2, 2)), {"padding": 3, "edges": windows(2)}),
     "row filter": (make(7, (6, 15, 1), 10, (1, 7)), {"edges": windows(2)}),
-    "column filter": (make(7, (15, 6, 3), 10, (7, 1), np.float32), {"edges": windows(2)}),
+    "column filter": (make(7, (11, 5, 3), 10, (7, 1), np.float32), {"edges": windows(2)}),
     "1 x n images": (make(33, (1, 40, 1), 3, (1, 9)), {"edges": (windows(1), windows(4))}),
     "pixel filter": (make(4, (5, 5, 16), 64, (1, 1), np.float32), {"pool": "max", "edges": windows(5)}),
     "deep": (make(7, (10, 10, 16), 64, (3, 3), np.float32), {"edges": windows(2)}),
-    "one output": (make(33, (5, 5, 3), 64, (5, 5)), {}),
-    "global pool": (make(3, (20, 19, 1), 10, (3, 3)), {"edges": grid(1)}),
+    "small deep": (make(2, (4, 3, 16), 4, (2, 2), np.float32), {"edges": windows(2)}),
+    "many filters": (make(2, (4, 4, 1), 19, (3, 3)), {}),
+    "few images, filters beyond a tile": (make(2, (11, 9, 3), 70, (3, 3)), {"padding": 1, "edges": windows(2), "activation": "split"}),
+    "few images, filters of no whole vector": (make(1, (10, 10, 3), 21, (5, 5)), {"stride": 2, "edges": windows(2), "threshold": 0.3}),
+    "1 x 1 output": (make(5, (3, 3, 2), 4, (3, 3)), {}),
+    "1 x 1 output of a stride": (make(3, (7, 7, 2), 5, (5, 5)), {"stride": 3}),
+    "1 x 1 output of many images": (make(33, (5, 5, 3), 64, (5, 5)), {}),
+    "1 x 1 output of many channels": (make(2, (3, 3, 40), 70, (3, 3), np.float32), {"activation": "split", "pool": "max"}),
+    "global pool": (make(3, (9, 7, 1), 10, (3, 3)), {"edges": grid(1)}),
     "unequal grid": (make(16, (20, 17, 3), 10, (5, 5)), {"edges": (grid(3), grid(5)), "pool": "max"}),
-    "very unequal grid": (make(3, (19, 19, 1), 3, (3, 3)), {"edges": (given_edges(0, 1, 17), given_edges(2, 3, 4, 16))}),
+    "small unequal grid": (make(2, (8, 7, 1), 3, (2, 2)), {"edges": (grid(2), grid(4)), "pool": "max"}),
+    "very unequal grid": (make(3, (10, 9, 1), 3, (3, 3)), {"edges": (given_edges(0, 1, 7), given_edges(2, 3, 4, 6))}),
     "window of 9": (make(17, (17, 17, 1), 5, (3, 3)), {"edges": windows(3)}),
     "large image in bands": (make(2, (70, 300, 3), 3, (5, 5)), {"edges": windows(33), "pool": "mean"}),
     "wide image in bands": (make(2, (40, 700, 2), 2, (3, 3)), {"edges": (windows(2), windows(50)), "padding": 2}),
 }
-for activation in ACTIVATIONS:
-    for pool in POOLS:
-        options = {"activation": activation, "pool": pool, "threshold": 0.3}
-        CASES[f"{activation} {pool} in tiles"] = (make(5, (12, 12, 1), 7, (3, 3)), {**options, "edges": windows(4)})
-        CASES[f"{activation} {pool} across cells"] = (make(5, (12, 12, 1), 7, (3, 3), np.float32), {**options, "edges": windows(3)})
+for activation, pool in product(ACTIVATIONS, POOLS):
+    options = {"activation": activation, "pool": pool, "threshold": 0.3}
+    CASES[f"{activation} {pool} in tiles"] = (make(4, (7, 8, 1), 7, (3, 3)), {**options, "padding": 1, "edges": windows(4)})
+    CASES[f"{activation} {pool} across cells"] = (make(5, (9, 12, 1), 7, (3, 3), np.float32), {**options, "edges": windows(3)})
 
 
 def _with(case, images=None, filters=None, bias=None):
@@ -121,8 +163,20 @@ CASES |= {
     # products below float32's normal range, and a bias that does not hide them
     "denormal responses": _with(_SMALL, images=lambda x: x * 2.0**-90, filters=lambda w: w * 2.0**-40, bias=lambda b: 0 * b),
     "denormal pixels": _with(_SMALL, images=lambda x: x * 2.0**-140, bias=lambda b: 0 * b),
-    "1 x 1 output of a stride": (make(3, (7, 7, 2), 5, (5, 5)), {"stride": 3}),
-    "1 x 1 output of many channels": (make(2, (3, 3, 40), 70, (3, 3), np.float32), {"activation": "split", "pool": "max"}),
-    "few images, filters beyond a tile": (make(2, (11, 9, 3), 70, (3, 3)), {"padding": 1, "edges": windows(2), "activation": "split"}),
-    "few images, filters of no whole vector": (make(1, (10, 10, 3), 21, (5, 5)), {"stride": 2, "edges": windows(2), "threshold": 0.3}),
+}
+
+
+def _put_non_finite(images):
+    """NaN in one image; in another inf, and inf beside -inf."""
+    images[0, 2, 3], images[1, 0, 0], images[1, 4, 4], images[1, 4, 5] = np.nan, np.inf, -np.inf, np.inf
+    return images
+
+
+# for `same_as_cpu` only: there is no bound of the rounding errors
+NON_FINITE = {
+    f"{activation} {pool} of NaN and infinity": (
+        _with(_SMALL, images=lambda x: _put_non_finite(x.copy()))[0],
+        {"activation": activation, "pool": pool, "edges": windows(2)},
+    )
+    for activation, pool in product(ACTIVATIONS, POOLS)
 }

@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conv_cases import CASES, EPS, bits, grid, make, run, tolerance, windows
+from conv_cases import CASES, EPS, agree, bits, edges_of, for_simulator, grid, make, run, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import correlate
@@ -65,13 +65,35 @@ def test_hand_worked_example(kernels):
 @pytest.mark.parametrize("name", CASES)
 def test_cpu_agrees_with_naive(name):
     """The CPU kernel is the naive one to the rounding of its sums."""
-    arrays, options = CASES[name]
-    expected = run(naive, *arrays, **options)
-    out = run(cpu, *arrays, **options)
-    assert np.isfinite(out).all()
-    assert (np.abs(out.astype(np.float64) - expected) <= tolerance(*arrays, **options)).all()
-    # not vacuous: the case has responses, and the tolerance is well below them, even where sums cancel
-    assert np.abs(expected).max() > 10 * np.median(tolerance(*arrays, **options))
+    agree(cpu, CASES[name])
+
+
+KINDS = {
+    "odd sizes": lambda images, filters, bias, **options: images.shape[1] % 2 and images.shape[2] % 2,
+    "stride": lambda *arrays, stride=1, **options: stride > 1,
+    "padding": lambda *arrays, padding=0, **options: padding > 0,
+    "bytes": lambda images, *arrays, **options: images.dtype == np.uint8,
+    "floats": lambda images, *arrays, **options: images.dtype == np.float32,
+    "1 x 1 output": lambda images, filters, bias, **options: all(list(edges) == [0, 1] for edges in edges_of(images, filters, **options)),
+    "large offset": lambda images, *arrays, **options: images.min() > 9e5,
+    "filters of sum 0": lambda images, filters, bias, **options: np.abs(filters.sum(axis=(1, 2, 3))).max() < 1e-6 * np.abs(filters).max(),
+    "filters of pairs": lambda images, filters, bias, **options: filters.size > 1 and np.ptp(np.abs(filters)) == 0 != np.ptp(filters),
+    "denormal pixels": lambda images, *arrays, **options: np.abs(images).max() < TINY,
+    "denormal products": lambda images, filters, bias, **options: (
+        np.abs(images).max() >= TINY and float(np.abs(images).max()) * float(np.abs(filters).max()) < TINY
+    ),
+}
+TINY = float(np.finfo(np.float32).tiny)
+
+
+def test_simulator_runs_every_kind_of_case():
+    """The cases small enough for the CUDA simulator have every activation with every pool, and every kind; only size leaves some out."""
+    cases = for_simulator(CASES).values()
+    pairs = {(options.get("activation", "relu"), options.get("pool", "mean")) for _, options in cases}
+    assert pairs == set(product(ACTIVATIONS, POOLS))
+    for name, holds in KINDS.items():
+        assert any(holds(*arrays, **options) for arrays, options in cases), name
+    assert 0 < len(CASES) - len(cases) < len(CASES) / 4
 
 
 def test_denormals_are_not_flushed():
