@@ -20,11 +20,12 @@ from streamcnn.kernels import resolve_device
 from streamcnn.memory import MemoryMonitor, format_bytes, parse_bytes, resolve_limit
 from streamcnn.model import Model, fit_model, load_model, plan_decisions
 from streamcnn.plan import make_plan
-from streamcnn.planning import MemoryPlan
+from streamcnn.planning import MemoryPlan, StagePlan
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
 from streamcnn.stages import evaluate_claims
 from streamcnn.store import FeatureStore
+from streamcnn.system import resident_bytes
 from streamcnn.threads import resolve_n_jobs
 
 RESULT_KEYS = (
@@ -172,6 +173,7 @@ def _memory(monitor: MemoryMonitor, plan: MemoryPlan) -> dict[str, Any]:
         "memory_limit_bytes": plan.limit,
         "peak_rss_bytes": monitor.peak_bytes,
         "peak_exact": monitor.exact,
+        "base_bytes": plan.base_bytes,
         "planned_peak_bytes": plan.peak_bytes,
         "stage_peak_bytes": dict(monitor.stage_peaks),
         "stage_planned_bytes": dict(monitor.stage_planned),
@@ -203,10 +205,9 @@ def _say_result(result: dict[str, Any]) -> None:
     if result["seconds"] is not None:
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in (result["stage_seconds"] or {}).items())
         _say(f"seconds         {result['seconds']:.1f} ({stages})")
-    _say(
-        f"peak memory     {format_bytes(result['peak_rss_bytes'])} of {format_bytes(result['memory_limit_bytes'])} allowed, "
-        f"{format_bytes(result['planned_peak_bytes'])} planned; data {format_bytes(result['data_bytes'])}"
-    )
+    sampled = "" if result["peak_exact"] else " (the largest sample)"
+    limit, planned, data = (format_bytes(result[key]) for key in ("memory_limit_bytes", "planned_peak_bytes", "data_bytes"))
+    _say(f"peak memory     {format_bytes(result['peak_rss_bytes'])}{sampled} of {limit} allowed, {planned} planned; data {data}")
     if result["model"]:
         _say(f"model           {result['model']}")
 
@@ -325,7 +326,8 @@ def reproduce(args: argparse.Namespace) -> dict[str, Any]:
 def verify(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn verify PATH`."""
     path, limit = Path(args.path), resolve_limit(args.memory_limit)
-    with MemoryMonitor(limit) as monitor:
+    plan = _plan_reading(limit)
+    with MemoryMonitor(limit) as monitor, monitor.stage("verify", plan.peak_bytes):
         if path.is_dir():
             store = FeatureStore(path)
             problems = store.verify(limit)
@@ -336,7 +338,7 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
             load_model(path, limit)
             result = {"path": args.path, "kind": "model", "ok": True, "problems": [], "shards": None}
             checked = "model"
-    result |= {"memory_limit_bytes": limit, "peak_rss_bytes": monitor.peak_bytes, "peak_exact": monitor.exact}
+    result |= _memory(monitor, plan)
     if problems := result["problems"]:
         if args.json:
             sys.stdout.write(json.dumps(result) + "\n")
@@ -345,16 +347,24 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _plan_reading(limit: int) -> MemoryPlan:
+    """The plan of reading a store piece by piece, or a small model; what is larger is refused when its size is seen."""
+    plan = MemoryPlan(limit, {"already in use": resident_bytes()}, 1, [StagePlan("verify", {"pieces of a shard": 16 << 20})])
+    plan.check()
+    return plan
+
+
 def info(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn info PATH`."""
-    path = Path(args.path)
+    path, limit = Path(args.path), resolve_limit(args.memory_limit)
+    _plan_reading(limit)
     if path.is_dir():
         store = FeatureStore(path)
         stages = [entry["stage"] for entry in store.entries if "stage" in entry]
         result: dict[str, Any] = {"kind": "store", "n_rows": store.n_rows, "n_features": store.n_features, "bytes": store.nbytes}
         result |= {"stages": stages, **{name: store.config.get(name) for name in ("parameters", "source", "bad_files", "versions")}}
     else:
-        model = load_model(path, resolve_limit(args.memory_limit))
+        model = load_model(path, limit)
         result = {"kind": "model", "image_shape": list(model.image_shape), "classes": model.classes_.tolist(), **model.header}
         layers = [{"filters": list(f.shape), **i} for f, i in zip(model.network.filters, model.network.info)]
         result |= {"network": layers, "n_features": model.network.n_features, "bytes": path.stat().st_size}

@@ -11,6 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from streamcnn.errors import ParameterError
+from streamcnn.evaluate import label_codes
 from streamcnn.features import FeatureExtractor
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels, resolve_device
@@ -18,7 +19,7 @@ from streamcnn.memory import MemoryMonitor, resolve_limit
 from streamcnn.model import fit_model, plan_decisions
 from streamcnn.network import Network, resolve_layers
 from streamcnn.pipeline import draw_filters
-from streamcnn.plan import plan_transform
+from streamcnn.plan import plan_drawing, plan_transform
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
 from streamcnn.stages import PREDICT_BLOCK
@@ -47,9 +48,8 @@ class _ImageInput:
 
     def _open(self, X: Any, y: Any, reset: bool) -> ImageSource:
         if self._is_rows(X):
-            # an unsigned byte stays one, everything else becomes float32, exactly as images do
-            dtype = None if getattr(X, "dtype", None) == np.uint8 else np.float32
-            X = validate_data(self, X, reset=reset, dtype=dtype, order="C")
+            # nothing is converted or looked through here: that would copy the array; the source does both, chunk by chunk
+            X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
         limit = resolve_limit(self.memory_limit) if isinstance(X, (str, Path)) else None  # type: ignore[attr-defined]
         source = open_images(X, y, image_shape=self.image_shape, memory_limit=limit)  # type: ignore[attr-defined]
         if reset and not hasattr(self, "n_features_in_"):
@@ -104,6 +104,8 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         As resolved in `fit`.
     peak_rss_bytes_ : int
         Peak resident memory of the process during `fit`.
+    peak_exact_ : bool
+        Whether that is the system's own high-water mark, or the largest sample.
 
     Notes
     -----
@@ -197,7 +199,7 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
             self.model_, self.report_ = fit_model(
                 source, settings, None if self.store is None else Path(self.store), limit, Progress(self.verbose, monitor), monitor, resume
             )
-        self.peak_rss_bytes_ = monitor.peak_bytes
+        self.peak_rss_bytes_, self.peak_exact_ = monitor.peak_bytes, monitor.exact
         self._publish(settings, limit)
         return self
 
@@ -257,21 +259,18 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         return self.classes_[self._decide(X, (), np.int32, self.model_.labels_of, self.classes_.itemsize)]
 
     def score(self, X, y=None, sample_weight=None):
-        """Mean accuracy; `y` may be left away where X carries labels."""
-        if y is None:
-            y = source_labels(open_images(X, need_labels=True))
-        return super().score(X, y, sample_weight)
+        """Mean accuracy; `y` may be left away where X carries labels, which are then compared as codes."""
+        if y is not None:
+            return super().score(X, y, sample_weight)
+        check_is_fitted(self)
+        source = self._open(X, None, reset=False)
+        right = self._decide(source, (), np.int32, self.model_.labels_of) == label_codes(self.model_, source)
+        return float(np.average(right, weights=sample_weight))
 
     def save(self, path) -> None:
         """Write the model as one file that `load_model` and the command line read."""
         check_is_fitted(self)
         self.model_.save(path)
-
-
-def source_labels(source: ImageSource) -> np.ndarray:
-    """Labels of a source as the user knows them."""
-    assert source.classes_ is not None and source.labels is not None
-    return source.classes_[source.labels]
 
 
 class ConvFeatures(_ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -341,7 +340,10 @@ class ConvFeatures(_ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixi
         )
         source = self._open(X, None, reset=True)
         network = Network(resolve_layers(settings.layers, source.image_shape), settings.preprocess)
-        draw_filters(network, source, settings, get_kernels(settings.device))
+        limit, kernels = resolve_limit(self.memory_limit), get_kernels(settings.device)
+        plan = plan_drawing(source, network, settings.n_jobs, limit, kernels)
+        with MemoryMonitor(limit) as monitor, monitor.stage("filters", plan.peak_bytes):
+            draw_filters(network, source, settings, kernels)
         self.network_, self.image_shape_, self.n_jobs_ = network, network.image_shape, settings.n_jobs
         self.device_ = resolve_device(self.device)
         self._n_features_out = network.n_features
@@ -355,13 +357,17 @@ class ConvFeatures(_ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixi
         MemoryBudgetError
             When a chunk of images and the result do not fit `memory_limit` together.
         """
+        from streamcnn.kernels.half import widen  # numba is loaded by those who convolve only
+
         check_is_fitted(self)
         limit, source, kernels = resolve_limit(self.memory_limit), self._open(X, None, reset=False), get_kernels(self.device_)
         plan = plan_transform(source, self.network_, self.feature_dtype, self.n_jobs_, limit, kernels)
         with MemoryMonitor(limit) as monitor, monitor.stage("transform", plan.peak_bytes):
             extractor = FeatureExtractor(source, self.network_, self.feature_dtype, plan.chunk_size, self.n_jobs_, kernels, monitor)
             out = np.empty((source.n_samples, extractor.n_features), np.float32)
-            extractor.read(0, source.n_samples, out)
+            for first, rows in extractor.chunks((0, source.n_samples)):
+                widen(rows, out[first : first + len(rows)])
+                monitor.check()
         return out
 
 

@@ -67,6 +67,8 @@ class FeatureExtractor:
 
         An array is used again for the chunk after the next one.
         """
+        if self._monitor is not None and self._monitor.tight and self.chunk_size > 1:
+            self._shrink()
         if sum(stop - start for start, stop in ranges) <= self.chunk_size:
             for start, stop in ranges:
                 if start < stop:

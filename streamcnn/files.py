@@ -94,6 +94,24 @@ def scratch_parents() -> list[Path]:
     return [cache / "streamcnn", Path(tempfile.gettempdir()), Path.cwd()]
 
 
+def _can_hold_scratch(parent: Path) -> bool:
+    """Whether `parent` is, or can become, a folder on disk that this process may write to; nothing is made."""
+    there = existing(parent)
+    return there.is_dir() and os.access(there, os.W_OK) and not is_memory_disk(there)
+
+
+def existing(folder: Path) -> Path:
+    """`folder`, or the nearest folder above it that is there."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def scratch_parent() -> Path:
+    """Where `scratch_folder` will make its folder."""
+    return next(filter(_can_hold_scratch, scratch_parents()), scratch_parents()[0])
+
+
 def scratch_folder() -> Path:
     """A new, empty folder on disk for data that need not be kept, in the first of `scratch_parents` that can be written.
 
@@ -104,11 +122,10 @@ def scratch_folder() -> Path:
     FileError
         When none of them can be written.
     """
-    for parent in scratch_parents():
+    for parent in filter(_can_hold_scratch, scratch_parents()):
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            if not is_memory_disk(parent):
-                return Path(tempfile.mkdtemp(prefix="streamcnn-", dir=parent))
+            return Path(tempfile.mkdtemp(prefix="streamcnn-", dir=parent))
         except OSError:
             continue
     tried = ", ".join(map(str, scratch_parents()))

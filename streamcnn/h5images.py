@@ -201,7 +201,9 @@ def _read_labels(file: h5py.File, key: str, path: Path, n_samples: int) -> Itera
         raise FileError(f"{path}, key {key}: cannot be read ({first_line(error)})") from error
 
 
-def write_images_h5(path, blocks: Iterable[tuple], n_samples: int, image_shape: tuple[int, int, int], dtype=np.uint8) -> None:
+def write_images_h5(
+    path, blocks: Iterable[tuple], n_samples: int, image_shape: tuple[int, int, int], dtype=np.uint8, label_names=None
+) -> None:
     """Write `images` (and `labels`) to a new HDF5 file, block by block; the file appears only when it is complete.
 
     Parameters
@@ -214,6 +216,8 @@ def write_images_h5(path, blocks: Iterable[tuple], n_samples: int, image_shape: 
         Images of all blocks together.
     image_shape : (height, width, channels)
     dtype : dtype
+    label_names : sequence of str, optional
+        What integer labels stand for, kept as `label_names`.
 
     Raises
     ------
@@ -230,6 +234,8 @@ def write_images_h5(path, blocks: Iterable[tuple], n_samples: int, image_shape: 
         ):
             images = file.create_dataset("images", (n_samples, *image_shape), dtype, chunks=(rows, *image_shape), fletcher32=True)
             _write_blocks(file, images, blocks)
+            if label_names is not None:
+                file.create_dataset("label_names", data=list(label_names), dtype=h5py.string_dtype())
     except (OSError, RuntimeError) as error:
         if isinstance(error, StreamCNNError):
             raise

@@ -79,10 +79,19 @@ def svm_bytes(
     }
     # sums of squares are taken in float64, before there are Hessians
     measuring = 2 * 8 * rows * k - sum(solving.values())
-    return claims | solving | {"sample": 2 * sample * k * itemsize, "planes": 8 * 8 * n_classes * k1, "float64 block": max(0, measuring)}
+    return (
+        claims
+        | solving
+        | {
+            "sample": 2 * sample * k * itemsize,
+            "decisions": decision_bytes(kernel, k, n_classes, 0) + 8 * 16 * TILE * n_classes,
+            "planes": 8 * 8 * n_classes * k1,
+            "float64 block": max(0, measuring),
+        }
+    )
 
 
-def machine_bytes(kernel: str, n_features: int, n_classes: int, n_support: int) -> int:
+def fitted_svm_bytes(kernel: str, n_features: int, n_classes: int, n_support: int) -> int:
     """Bytes of a trained SVM: `n_support` support vectors with their coefficients, or a plane per class."""
     if kernel == "rbf":
         return 8 * n_support * (n_features + n_classes + 1) + 24 * n_classes * n_classes

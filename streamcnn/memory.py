@@ -194,6 +194,7 @@ class MemoryMonitor:
         self.tight = self.near_limit = False
         self._stage = ""
         self._peak, self._exact = 0, False
+        self._n_samples, self._keep_every, self._owner = 0, 1, 0
         self._mark: int | None = None
         self._view: tracing.LiveView | None = None
         self._stop = threading.Event()
@@ -201,6 +202,7 @@ class MemoryMonitor:
 
     def __enter__(self):
         with _lock:
+            self._owner = threading.get_ident()
             _active.append(self)
             self._mark = system.peak_resident_bytes()
             self._exact = _start_mark()
@@ -224,10 +226,16 @@ class MemoryMonitor:
     def _watch(self) -> None:
         while not self._stop.wait(self.interval):
             self.sample()
+            self._draw()
+        self._draw(last=True)
+
+    def _draw(self, last: bool = False) -> None:
+        try:
             if self._view is not None:
-                self._view.update(self)
-        if self._view is not None:
-            self._view.update(self, last=True)
+                self._view.update(self, last)
+        except Exception as error:  # a notebook gone or broken must not end the watch
+            self._view = None
+            logger.warning("the live memory view has ended (%s)", error)
 
     def _take_mark(self) -> None:
         mark = system.peak_resident_bytes()
@@ -255,11 +263,14 @@ class MemoryMonitor:
             resident = system.resident_bytes()
             self._note(resident)
             self._take_mark()
-            # half of a long trace is dropped at a time, so that a run of days stays small and evenly spread
+            # half of a long trace is dropped at a time, and fewer samples are kept from then on: a run of days stays small, evenly
+            # spread, and watched as closely as at its start
             if len(self.trace) >= 20_000:
                 self.trace = self.trace[::2]
-                self.interval *= 2
-            self.trace.append((time.perf_counter() - self._start, self._stage, resident))
+                self._keep_every *= 2
+            self._n_samples += 1
+            if self._n_samples % self._keep_every == 0 or self.trace[-1][1] != self._stage:
+                self.trace.append((time.perf_counter() - self._start, self._stage, resident))
         return resident
 
     @contextlib.contextmanager
@@ -276,7 +287,9 @@ class MemoryMonitor:
             self.stage_planned[name] = planned
         with _lock:
             _start_mark()
-            before = [(monitor, monitor._stage) for monitor in {*_active, self}]
+            # monitors of other threads watch other runs
+            mine = {monitor for monitor in _active if monitor._owner == threading.get_ident()}
+            before = [(monitor, monitor._stage) for monitor in {*mine, self}]
             for monitor, _ in before:
                 monitor._stage = name
         try:

@@ -1,5 +1,6 @@
 """The fitted model: predict in a stream, save, load. One HDF5 file of arrays with a JSON header, no pickle."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -243,11 +244,12 @@ def fit_model(
             store.delete()
         raise
     finally:
-        if not temporary and store.path.is_dir():  # also of a run that was stopped
-            monitor.write_csv(store.path / "memory.csv")
         store.close()
         if temporary:
             store.delete()
+        elif store.path.is_dir():  # also of a run that was stopped; a full disk must not hide why
+            with contextlib.suppress(OSError):
+                monitor.write_csv(store.path / "memory.csv")
 
 
 def plan_decisions(

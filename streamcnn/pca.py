@@ -316,6 +316,10 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             self._projector = self._make_projector(np.dtype(np.float32))
         return self._projector(block, out)
 
+    def drop_projector(self) -> None:
+        """Let go of the buffers of `transform_block`; the next call makes them again."""
+        self._projector = None
+
     def _make_projector(self, dtype) -> Projector:
         return Projector(self.components_, self.mean_, self.explained_variance_ if self.whiten else None, dtype)
 

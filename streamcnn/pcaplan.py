@@ -110,5 +110,8 @@ def pca_bytes(
         return max((in_pass, after, before), key=lambda claims: sum(claims.values()))
     n_batches, stripe = incremental_batches(n_rows, k, batch_size)
     rows = math.ceil(math.ceil(n_rows / stripe) / n_batches) * stripe
-    matrix = 8 * (rows + (k + 1 if n_batches > 1 else 0)) * d
-    return {"batch": 8 * rows * d, "stripe": itemsize * stripe * d, "IncrementalPCA": int((5.4 if n_batches > 1 else 4.2) * matrix)}
+    height = rows + (k + 1 if n_batches > 1 else 0)
+    matrices = int((5.4 if n_batches > 1 else 4.2) * 8 * height * d)
+    # left singular vectors and LAPACK's work space, which count where a batch has about as many rows as columns
+    square = 4 * 8 * min(height, d) ** 2
+    return {"batch": 8 * rows * d, "stripe": itemsize * stripe * d, "IncrementalPCA": matrices, "singular vectors": square}

@@ -253,6 +253,7 @@ class Run:
                         update(n_valid)
                 self.monitor.check()
             self.store.finish("project", digest)
+        pca.drop_projector()
         return pca
 
     def _train(self, network: Network) -> StreamingSVC:

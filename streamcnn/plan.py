@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from streamcnn.errors import DataError, ParameterError, StoreError
-from streamcnn.files import scratch_parents
+from streamcnn.files import existing, scratch_parent
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels
 from streamcnn.ladder import resolve_kernel
@@ -22,7 +22,7 @@ from streamcnn.network import Geometry, Network, resolve_layers
 from streamcnn.pcaplan import resolve_solver
 from streamcnn.planning import COMFORT, MemoryPlan, StagePlan, added, choose_chunk
 from streamcnn.presets import Settings, resolve_settings
-from streamcnn.stages import Shapes, base_claims, evaluate_claims, fit_stages, fitted_bytes, image_claims, predict_claims
+from streamcnn.stages import Shapes, base_claims, drawing_claims, evaluate_claims, fit_stages, fitted_bytes, image_claims, predict_claims
 from streamcnn.threads import resolve_n_jobs
 
 # libsvm's kernel cache. Measured on 20,000 rows of 256, two classes: see `tools/bench.py`; it changes speed only
@@ -192,6 +192,20 @@ def plan_prediction(
     return choose_chunk(limit, source.n_samples, build)
 
 
+def plan_drawing(source: ImageSource, network: Network, n_jobs: int, limit: int, kernels) -> MemoryPlan:
+    """The plan of drawing filters alone.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When the sample of images does not fit.
+    """
+    stage = StagePlan("filters", drawing_claims(source, network, n_jobs, kernels))
+    made = MemoryPlan(limit, base_claims(source, network.steps, n_jobs, kernels), 1, [stage])
+    made.check()
+    return made
+
+
 def plan_transform(source: ImageSource, network: Network, dtype: str, n_jobs: int, limit: int, kernels) -> MemoryPlan:
     """The plan of turning a source into an array of feature rows.
 
@@ -227,12 +241,10 @@ _FOLDERS = {"extract": "features", "project": "reduced"}
 
 def free_disk(store: Path | None, stages: Iterable[str]) -> int:
     """Bytes that these stages may fill at this path, what they wrote there before included; None is a temporary store."""
-    folder = scratch_parents()[0] if store is None else store
+    folder = scratch_parent() if store is None else store
     # reused or replaced
     there = sum(file.stat().st_size for stage in stages if stage in _FOLDERS for file in (folder / _FOLDERS[stage]).glob("*.h5"))
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free + there
+    return shutil.disk_usage(existing(folder)).free + there
 
 
 def check_disk(plan: Plan, store: Path | None, stage: str | None = None) -> None:

@@ -103,7 +103,7 @@ class MemoryPlan:
             return
         worst = max(self.stages, key=lambda stage: stage.total)
         largest = max(worst.claims, key=lambda name: worst.claims[name])
-        claims = self.base | worst.claims
+        claims = added(self.base, worst.claims)
         held = sum(claims.values())
         crowded = 2 * self.base["already in use"] > self.limit
         raise MemoryBudgetError(

@@ -13,6 +13,7 @@ from streamcnn.memory import MemoryMonitor, format_bytes
 from streamcnn.model import fit_model, plan_decisions
 from streamcnn.presets import Settings
 from streamcnn.progress import Progress
+from streamcnn.stages import evaluate_claims
 
 # Lee & Lee 2017, tables 2 and 3: recognition in percent on subsets 2 and 3, learning time in seconds, memory in KB
 PAPER = {
@@ -49,11 +50,13 @@ def lee2017(folder: str | Path, settings: Settings, limit: int, n_seeds: int) ->
                 stage_seconds[name] = stage_seconds.get(name, 0.0) + value
             planned = max(planned, report.plan.peak_bytes)
             accuracy = {}
-            with monitor.stage("evaluate"):
-                for name in SUBSETS:
-                    plan = plan_decisions(model, subsets[name], settings.n_jobs, limit)
-                    planned = max(planned, plan.peak_bytes)
-                    accuracy[name] = evaluate(model, subsets[name], plan.chunk_size, settings.n_jobs, monitor=monitor)["accuracy"]
+            for name in SUBSETS:
+                source = subsets[name]
+                plan = plan_decisions(model, source, settings.n_jobs, limit, settings.device, evaluate_claims(source, len(model.classes_)))
+                planned = max(planned, plan.peak_bytes)
+                with monitor.stage("evaluate", plan.peak_bytes), progress.bar("evaluate", source.n_samples) as update:
+                    measured = evaluate(model, source, plan.chunk_size, settings.n_jobs, settings.device, update, monitor)
+                accuracy[name] = measured["accuracy"]
             per_seed.append(accuracy)
     mean = {name: float(np.mean([a[name] for a in per_seed])) for name in SUBSETS}
     deviation = {name: float(np.std([a[name] for a in per_seed])) for name in SUBSETS}
@@ -68,6 +71,7 @@ def lee2017(folder: str | Path, settings: Settings, limit: int, n_seeds: int) ->
         "train_seconds": float(np.mean(seconds)),
         "memory_limit_bytes": limit,
         "peak_rss_bytes": monitor.peak_bytes,
+        "peak_exact": monitor.exact,
         "planned_peak_bytes": planned,
         "data_bytes": sum(subset.nbytes_ for subset in subsets.values()),
         "device": model.header["settings"]["device"],

@@ -12,6 +12,8 @@ from streamcnn.errors import StoreError
 
 HDF5_CHUNK_BYTES = 1 << 18
 _SHARD_BYTES = 1 << 25
+# labels of a chunk: 64 KiB. One chunk for all was unpacked and packed again by every write once it passed the cache
+_LABEL_CHUNK = 1 << 13
 
 
 def shard_rows(n_features: int, itemsize: int) -> int:
@@ -37,7 +39,7 @@ class ShardWriter:
         self._features = file.create_dataset(
             "features", (n_rows, n_features), dtype, chunks=(chunk, n_features), fletcher32=True, fillvalue=np.nan
         )
-        self._labels = file.create_dataset("labels", (n_rows,), "<i8", chunks=(n_rows,), fletcher32=True, fillvalue=-1)
+        self._labels = file.create_dataset("labels", (n_rows,), "<i8", chunks=(min(n_rows, _LABEL_CHUNK),), fletcher32=True, fillvalue=-1)
         self._hash = hashlib.sha256()
         self._label_hash = hashlib.sha256()
         self.filled = 0

@@ -4,6 +4,7 @@ import hashlib
 import html
 import json
 import math
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,19 @@ class ImageSource:
         return f"<table>{rows}</table>"
 
 
+def mapped_bytes(array: np.ndarray) -> int:
+    """Bytes of the file that `array` maps, of which every page read stays resident; 0 where it is plain memory.
+
+    Whole maps in C order never come here: they are read as files (`arrayfiles.FlatFileSource`). This is for slices with steps and the like.
+    """
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap) and isinstance(base.base, mmap.mmap):
+            return len(base.base)
+        base = base.base
+    return len(base) if isinstance(base, mmap.mmap) else 0
+
+
 class ArraySource(ImageSource):
     """Images in an array, or in anything with `shape`, `dtype` and slicing along the first axis (h5py, zarr).
 
@@ -294,7 +308,7 @@ class ArraySource(ImageSource):
 
     def _scratch(self, chunk_size):
         if isinstance(self._data, np.ndarray):
-            return {}
+            return {"mapped pages": mapped_bytes(self._data)}
         rows = min(self._piece_rows, chunk_size, self.n_samples)
         return {"conversion": rows * self.row_values * self.stored_dtype.itemsize}
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from streamcnn.filters import selection_bytes
 from streamcnn.images import ImageSource
-from streamcnn.ladder import decision_bytes, machine_bytes, svm_bytes, svm_passes
+from streamcnn.ladder import decision_bytes, fitted_svm_bytes, svm_bytes, svm_passes
 from streamcnn.network import CALIBRATION_BYTES, DRAW_CHUNK, Network
 from streamcnn.pcaplan import pca_bytes, pca_passes
 from streamcnn.planning import StagePlan, added
@@ -103,7 +103,7 @@ def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int
     reading = {"stored rows": block_rows(d) * d * s.itemsize, "HDF5 features": open_shard_bytes(d, s.itemsize)}
     if not s.keep_features:
         reading = images
-    result = [StagePlan("filters", _drawing(source, network, s.n_jobs, kernels))]
+    result = [StagePlan("filters", drawing_claims(source, network, s.n_jobs, kernels))]
     if s.keep_features:
         writing = {"HDF5 features": open_shard_bytes(d, s.itemsize), "label codes": 16 * chunk}
         result.append(StagePlan("extract", added(images, writing), 1, s.feature_bytes))
@@ -120,7 +120,7 @@ def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int
     return result
 
 
-def _drawing(source: ImageSource, network: Network, n_jobs: int, kernels) -> dict[str, int]:
+def drawing_claims(source: ImageSource, network: Network, n_jobs: int, kernels) -> dict[str, int]:
     """Bytes to draw the filters and scale them on a sample of images."""
     sample, source.n_jobs = calibration_rows(source), n_jobs
     scratch = {name: size for name, size in source.scratch_bytes(sample).items() if name not in _HELD}
@@ -134,7 +134,7 @@ def fitted_bytes(network: Network, shapes: Shapes) -> int:
     s, n_classes = shapes, len(shapes.class_counts)
     filters = sum(4 * int(np.prod(g.filters_shape)) for g in network.geometry)
     components = 0 if s.n_components is None else 8 * s.n_components * (s.n_features + 3) + 16 * s.n_features
-    return filters + components + machine_bytes(s.kernel, s.reduced, n_classes, s.n_rows)
+    return filters + components + fitted_svm_bytes(s.kernel, s.reduced, n_classes, s.n_rows)
 
 
 def predict_claims(network: Network, n_components: int | None, kernel: str, n_classes: int, n_support: int) -> dict[str, int]:

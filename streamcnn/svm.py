@@ -254,7 +254,11 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
 
     @staticmethod
     def _codes_of(machine, rows: np.ndarray) -> np.ndarray:
-        return _to_codes(_decide(machine, rows))
+        # block by block: all decisions at once would be the largest thing in memory with thousands of classes
+        codes = np.empty(len(rows), np.int32)
+        for start in range(0, len(rows), 16 * TILE):
+            codes[start : start + 16 * TILE] = _to_codes(_decide(machine, rows[start : start + 16 * TILE]))
+        return codes
 
     # -- keep ----------------------------------------------------------------------------------------------------------
     def to_arrays(self) -> dict[str, np.ndarray]:

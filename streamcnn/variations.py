@@ -12,6 +12,7 @@ from streamcnn.threads import resolve_n_jobs
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ORIGINALS_BYTES = 64 << 20
+_PIECE = 1 << 16
 
 
 def hash_counters(key: np.uint64, counters: np.ndarray) -> np.ndarray:
@@ -51,7 +52,7 @@ class Variations(ImageSource):
 
     Attributes
     ----------
-    original_index : int64 (n_samples,)
+    original_index : int32 (n_samples,)
         Row of the picture that each image was made from.
     """
 
@@ -59,15 +60,28 @@ class Variations(ImageSource):
         check_whole("n_samples", n_samples, 1)
         self.seed, self._key = int(seed), seed_key(seed)
         self._pictures, self._picture_labels, self._allowed = pictures, picture_labels, originals
-        # from other bits than the kernel's draws, which hash these keys once more
-        self.original_index = originals[(self._keys(0, n_samples) % np.uint64(len(originals))).astype(np.int64)]
-        super().__init__(n_samples, image_shape, np.uint8, encode_labels(picture_labels[self.original_index], n_samples))
+        codes, classes = encode_labels(picture_labels, len(picture_labels))
+        self.original_index, labels = np.empty(n_samples, np.int32), np.empty(n_samples, np.int32)
+        # in pieces: memory grows by these two numbers an image alone
+        for start in range(0, n_samples, _PIECE):
+            piece = slice(start, min(start + _PIECE, n_samples))
+            # from other bits than the kernel's draws, which hash these keys once more
+            place = self._keys(piece.start, piece.stop) % np.uint64(len(originals))
+            self.original_index[piece] = originals[place.astype(np.int64)]
+            labels[piece] = codes[self.original_index[piece]]
+        counts = np.bincount(labels, minlength=len(classes))
+        if not counts.all():  # few images do not draw every class
+            drawn = np.flatnonzero(counts)
+            labels, classes = np.searchsorted(drawn, labels).astype(np.int32), classes[drawn]
+        super().__init__(n_samples, image_shape, np.uint8, (labels, classes))
 
     def _keys(self, start: int, stop: int) -> np.ndarray:
         return hash_counters(self._key, np.arange(start, stop))
 
     def _fill(self, start, stop, out):
-        self._vary(self._keys(start, stop), self.original_index[start:stop], out, min(resolve_n_jobs(None), max(1, stop - start)))
+        self._vary(
+            self._keys(start, stop), self.original_index[start:stop].astype(np.int64), out, min(resolve_n_jobs(None), max(1, stop - start))
+        )
 
     def _vary(self, keys: np.ndarray, originals: np.ndarray, out: np.ndarray, n_threads: int) -> None:
         raise NotImplementedError

@@ -208,7 +208,7 @@ def test_live_view_updates_one_output_in_a_notebook(monkeypatch):
     view.update(made_trace(), last=True)
     assert len(shown) == 3
     assert shown[0].startswith("<svg")
-    with MemoryMonitor(live=True):
+    with MemoryMonitor(live=True, interval=60):
         pass
     assert len(shown) == 4
 

@@ -44,9 +44,8 @@ def test_a_plan_adds_up(data):
     """Each stage is what the process holds anyway, its claims, and the reserve; the peak is the largest of them."""
     made = plan(data, memory_limit="2GiB")
     assert [stage.name for stage in made.stages] == ["filters", "extract", "pca", "project", "svm", "save"]
-    assert (
-        list(made.base) == ["already in use", "labels", "compiled kernels", "libraries"][: len(made.base)] or "already in use" in made.base
-    )
+    assert list(made.base)[:2] == ["already in use", "labels"]
+    assert set(made.base) <= {"already in use", "labels", "compiled kernels", "libraries"}
     for stage in made.stages:
         held = sum(made.base.values()) + sum(stage.claims.values())
         assert made.planned(stage.name) == held + max(16 * MIB, held // 40)
