@@ -54,6 +54,16 @@ def combinations() -> list[Combination]:
         found.append(Combination("h5", *colour, "fast", "fit", limit, ("--keep-features=no", *quick)))
         found.append(Combination("h5", *colour, "fast", "fit", limit, ("--feature-dtype=float32", *quick)))
     found.append(Combination("h5", *grey, "fast", "fit", "smallest", ("--n-components=none", *quick)))
+    for kind in ("h5", "npy", "folder"):
+        found.append(Combination(kind, *small, "fast", "evaluate", "smallest", quick))
+    for dtype in ("float32", "uint16"):
+        found += [Combination(f"h5:{dtype}", *small, "fast", stage, "smallest", quick) for stage in ("fit", "predict")]
+    found.append(Combination("h5:classes", 6000, (12, 12, 1), "fast", "fit", "smallest", quick))
+    found.append(Combination("h5:classes", 6000, (12, 12, 1), "fast", "evaluate", "smallest", quick))
+    found.append(Combination("h5", *small, "fast", "fit", "smallest", ("--n-components=4", *quick)))
+    found.append(Combination("h5", *small, "fast", "fit", "smallest", ("--n-components=400", "--pca-solver=incremental", *quick)))
+    found.append(Combination("h5", *colour, "fast", "fit", "smallest", ("--n-components=none", "--keep-features=no", *quick)))
+    found += [Combination("array", *small, "fast", "transform", limit) for limit in (512, 1024)]
     found.append(Combination("folder", 300, (300, 400, 3), "fast", "fit", "smallest", ("--image-size=64x64",)))
     return found
 
@@ -70,11 +80,11 @@ def sample(n: int, seed: int = 0) -> list[Combination]:
     return (chosen + [c for c in everything if c not in chosen])[:n]
 
 
-def make_images(rows: int, shape: tuple[int, int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 of 6 classes, one pattern each under noise; sorted by class, as folders are."""
-    rng = np.random.default_rng(seed)
-    patterns = rng.integers(60, 200, (6, *shape))
-    labels = np.sort(rng.integers(0, 6, rows))
+def make_images(rows: int, shape: tuple[int, int, int], n_classes: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 of some classes, one pattern each under noise; sorted by class, as folders are."""
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(60, 200, (n_classes, *shape))
+    labels = np.sort(rng.integers(0, n_classes, rows))
     images = np.empty((rows, *shape), np.uint8)
     for start in range(0, rows, 256):
         part = labels[start : start + 256]
@@ -84,11 +94,14 @@ def make_images(rows: int, shape: tuple[int, int, int], seed: int = 0) -> tuple[
 
 def make_data(folder: Path, kind: str, rows: int, shape: tuple[int, int, int]) -> Path:
     """The data of a combination as files, made once a folder."""
-    path = folder / f"{kind}-{rows}-{'x'.join(map(str, shape))}"
+    kind, _, variant = kind.partition(":")
+    path = folder / f"{kind}{variant}-{rows}-{'x'.join(map(str, shape))}"
     path = path if kind == "folder" else path.with_suffix(".npy" if kind == "array" else f".{kind}")
     if path.exists():
         return path
-    images, labels = make_images(rows, shape)
+    images, labels = make_images(rows, shape, 2000 if variant == "classes" else 6)
+    if variant in ("float32", "uint16"):
+        images = images.astype(variant) * (100 if variant == "uint16" else 1)
     if kind == "h5":
         with h5py.File(path, "w") as file:
             file.create_dataset("images", data=images, chunks=(max(1, MIB // images[0].nbytes), *shape))
@@ -155,16 +168,35 @@ if stage == "predict":
 print(json.dumps(report))
 """
 
+_TRANSFORM_CHILD = """
+import json, sys
+import numpy as np
+from streamcnn import ConvFeatures, ConvLayer, MemoryMonitor, StreamCNNError
+path, preset, limit, stage, kernel = sys.argv[1:6]
+images = np.load(path)
+features = ConvFeatures([ConvLayer(16, 5, filters="random")], memory_limit=int(limit), random_state=0)
+try:
+    with MemoryMonitor(limit) as monitor:
+        rows = features.fit(images).transform(images)
+except StreamCNNError as error:
+    sys.exit(f"{error}")
+report = {"peak_rss_bytes": monitor.peak_bytes, "planned_peak_bytes": max(monitor.stage_planned.values() or [int(limit)])}
+print(json.dumps(report | {"memory_limit_bytes": int(limit), "base_bytes": int(limit), "rows": len(rows)}))
+"""
+
 
 def command_of(c: Combination, data: Path, work: Path, limit: int) -> list[str]:
     """The command line of a combination under `limit` bytes."""
     if c.kind == "array":
+        child = _TRANSFORM_CHILD if c.stage == "transform" else _ARRAY_CHILD
         kernel = "linear" if "--kernel=linear" in c.options else "auto"
-        return [sys.executable, "-c", _ARRAY_CHILD, str(data), c.preset, str(limit), c.stage, kernel]
+        return [sys.executable, "-c", child, str(data), c.preset, str(limit), c.stage, kernel]
     base = [sys.executable, "-m", "streamcnn"]
     common = ["--memory-limit", str(limit), "--json"]
     if c.stage == "predict":
         return [*base, "predict", str(work / "model.h5"), str(data), "--output", str(work / "p.csv"), *common]
+    if c.stage == "evaluate":
+        return [*base, "evaluate", str(work / "model.h5"), str(data), *common]
     fit = [*base, "fit", str(data), "--model", str(work / "m.h5"), "--store", str(work / "store"), "--preset", c.preset, *c.options]
     return [*fit, *(["--resume"] if c.stage == "resume" else []), *common]
 
@@ -175,7 +207,7 @@ def prepare(c: Combination, data: Path, work: Path) -> None:
         return
     done = watch(command_of(Combination(c.kind, c.rows, c.shape, c.preset, "fit", 4096, c.options), data, work, 4096 * MIB))
     assert done.code == 0, done.text
-    if c.stage == "predict":
+    if c.stage in ("predict", "evaluate"):
         (work / "m.h5").rename(work / "model.h5")
         return
     (work / "m.h5").unlink()

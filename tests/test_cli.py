@@ -155,6 +155,15 @@ def test_store_is_kept_verified_described_and_reused(trained, tmp_path):
     assert "features/00000.h5" in run("verify", tmp_path / "s", code=1).stderr
 
 
+def test_verify_and_info_keep_the_limit(trained):
+    """A limit below what the process holds is refused with the table; one that fits is reported with planned and measured peak."""
+    folder, _, _ = trained
+    for command in ("verify", "info"):
+        assert "already in use" in run(command, folder / "m.h5", "--memory-limit", "10MiB", code=1).stderr
+    report = result(run("verify", folder / "m.h5", "--memory-limit", "4GiB", "--json"))
+    assert 0 < report["peak_rss_bytes"] <= report["planned_peak_bytes"] <= report["memory_limit_bytes"]
+
+
 def test_plan_runs_nothing_and_shows_the_table(trained):
     """plan prints stages, chunk size and peak, and refuses a limit that cannot hold with the smallest that would."""
     folder, _, _ = trained

@@ -447,6 +447,15 @@ def test_memmap_and_npy_are_read_through_a_file(tmp_path, monkeypatch):
     np.testing.assert_array_equal(read_all(open_images(mapped[::2])), pixels[::2])
 
 
+def test_a_map_that_cannot_be_read_as_a_file_is_declared(tmp_path):
+    """Every page of a map that is read stays resident: a slice with steps declares the whole file, a whole map and an array nothing."""
+    np.save(tmp_path / "a.npy", np.zeros((40, 50, 50), np.uint8))
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    assert open_images(mapped[::2]).scratch_bytes(4)["mapped pages"] >= 40 * 50 * 50
+    assert "mapped pages" not in open_images(mapped).scratch_bytes(4)
+    assert "mapped pages" not in open_images(np.array(mapped)[::2]).scratch_bytes(4)
+
+
 def test_memmap_changes_are_seen(tmp_path):
     """Writes to a shared map reach the reader; those of a copy-on-write map, which the file does not have, too."""
     shared = np.memmap(tmp_path / "a.bin", np.uint8, "w+", shape=(3, 2, 2))

@@ -7,11 +7,14 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from streamcnn import StreamCNNClassifier, tracing
+from streamcnn import ConvLayer, StreamCNNClassifier, open_images, tracing
 from streamcnn.errors import MemoryBudgetError, ParameterError
+from streamcnn.features import FeatureExtractor
 from streamcnn.images import ArraySource
+from streamcnn.kernels import get_kernels
 from streamcnn.labels import encode_labels
 from streamcnn.memory import MemoryBudget, MemoryMonitor, format_bytes, parse_bytes, resident_bytes
+from streamcnn.network import Network, resolve_layers
 from streamcnn.plan import plan
 from streamcnn.store import FeatureStore
 
@@ -147,6 +150,22 @@ def test_at_98_percent_a_run_finishes_its_shard_and_stops_and_resumes(noisy, tmp
     assert all(np.array_equal(a, b) for a, b in zip(arrays_of(resumed).values(), arrays_of(calm).values()))
 
 
+def test_features_that_are_not_kept_are_convolved_in_the_smallest_chunks_too(noisy):
+    """The passes of PCA and SVM over images shrink as extraction does; the rows stay the same."""
+    network = Network(resolve_layers([ConvLayer(4, 3, filters="random")], (16, 16, 1)), ())
+    kernels = get_kernels("cpu")
+    network.draw(noisy[0][:20], 0, 1, kernels)
+    monitor = MemoryMonitor()
+    extractor = FeatureExtractor(open_images(noisy[0][:300]), network, "float16", 256, 1, kernels, monitor)
+    calm, tight = (np.empty((100, network.n_features), np.float32) for _ in range(2))
+    extractor.read(50, 150, calm)
+    assert extractor.chunk_size == 256
+    monitor.tight = True
+    extractor.read(50, 150, tight)
+    assert extractor.chunk_size == 1
+    np.testing.assert_array_equal(calm, tight)
+
+
 def test_a_calm_run_is_neither_tightened_nor_stopped(noisy):
     """Neither action fires in a run that keeps to its plan, and every stage has a measured peak below the planned one."""
     with MemoryMonitor() as around:
@@ -211,6 +230,21 @@ def test_live_view_updates_one_output_in_a_notebook(monkeypatch):
     with MemoryMonitor(live=True, interval=60):
         pass
     assert len(shown) == 4
+
+
+def test_a_broken_live_view_does_not_end_the_watch(monkeypatch):
+    """A notebook that fails to draw loses its picture; samples go on."""
+
+    class Broken:
+        def update(self, monitor, last=False):
+            raise RuntimeError("no output area")
+
+    monkeypatch.setattr(tracing, "LiveView", Broken)
+    with MemoryMonitor(live=True, interval=0.005) as monitor:
+        while len(monitor.trace) < 5:
+            pass
+    assert monitor._view is None
+    assert len(monitor.trace) >= 5
 
 
 def test_live_view_outside_a_notebook_does_nothing(monkeypatch):

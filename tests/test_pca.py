@@ -437,7 +437,14 @@ print(exact and peak is not None, (peak or 0) - before, sum(pca_bytes(solver, d,
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process start its high-water mark afresh")
 @pytest.mark.parametrize(
     ("solver", "n", "d", "k"),
-    [("covariance", 600, 2500, 100), ("incremental", 263, 8000, 200), ("incremental", 900, 9000, 60), ("incremental", 1300, 2000, 100)],
+    [
+        ("covariance", 600, 2500, 100),
+        ("incremental", 263, 8000, 200),
+        ("incremental", 900, 9000, 60),
+        ("incremental", 1300, 2000, 100),
+        # about as many rows in a batch as columns
+        ("incremental", 2500, 1600, 400),
+    ],
 )
 def test_declared_bytes_are_those_used(solver, n, d, k):
     """The peak of a fit in a fresh process is within 20 % of the sum of its declared buffers."""

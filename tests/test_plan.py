@@ -2,13 +2,14 @@
 
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
-from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, plan, stages
+from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, files, plan, stages
 from streamcnn.errors import MemoryBudgetError, ParameterError, StoreError
 from streamcnn.images import open_images
 from streamcnn.ladder import svm_bytes
@@ -240,6 +241,23 @@ def test_the_result_of_transform_and_of_predicting_is_planned(data):
     classifier = StreamCNNClassifier(memory_limit="1GiB", kernel="linear", C=0.1, random_state=0).fit(data)
     with pytest.raises(MemoryBudgetError, match=r"stage predict[\s\S]*most of it for result"):
         classifier.decision_function(wide(40_000_000, (40, 40)))
+
+
+def test_the_sample_of_images_that_filters_are_scaled_on_is_planned():
+    """`ConvFeatures.fit` reads at least 16 images of any size: what does not fit is refused before they are read."""
+    with pytest.raises(MemoryBudgetError, match=r"stage filters[\s\S]*most of it for sample of images"):
+        ConvFeatures([ConvLayer(4, 3, filters="random")], memory_limit="600MiB").fit(wide(20, (5000, 5000)))
+
+
+def test_the_disk_looked_at_is_the_disk_written_to(data, monkeypatch, tmp_path):
+    """A first choice that cannot be written is passed over by plan and run alike."""
+    seen = []
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: seen.append(folder) or real(folder))
+    monkeypatch.setattr(files, "scratch_parents", lambda: [Path("/proc/nothing"), tmp_path / "good"])
+    plan(data, memory_limit="2GiB")
+    assert set(seen) == {tmp_path}
+    assert files.scratch_folder().parent == tmp_path / "good"
 
 
 def test_added_claims_of_one_name_add_up():

@@ -100,6 +100,45 @@ def test_nested_monitors_both_see_the_peak(made_up):
     assert outer.stage_peaks == inner.stage_peaks == {"work": 300 * MIB}
 
 
+def test_a_stage_is_its_threads_own(made_up):
+    """Two runs in two threads: a stage of one is not the stage of the other, nor held against its plan."""
+    made = made_up(True, 0)
+    entered, leave = threading.Event(), threading.Event()
+    names = []
+
+    def other():
+        with MemoryMonitor(interval=60) as monitor, monitor.stage("theirs", 150 * MIB):
+            entered.set()
+            leave.wait(10)
+            made.hold(100 * MIB)
+            names.append((monitor._stage, monitor.tight))
+
+    thread = threading.Thread(target=other)
+    with MemoryMonitor(interval=60) as mine:
+        thread.start()
+        entered.wait(10)
+        with mine.stage("ours", 900 * MIB):
+            leave.set()
+            thread.join()
+            assert mine._stage == "ours"
+    assert names == [("theirs", False)]
+    assert list(mine.stage_peaks) == ["ours"]
+
+
+def test_a_long_trace_is_thinned_and_watched_as_closely_as_before(made_up):
+    """Half of 20,000 samples is dropped and every second one kept from then on; peaks between kept ones still count."""
+    made = made_up(True, 0)
+    with MemoryMonitor(interval=60) as monitor:
+        for _ in range(30_000):
+            monitor.sample()
+        made.hold(700 * MIB)
+        monitor.sample()
+        made.hold(100 * MIB)
+    assert 10_000 < len(monitor.trace) < 20_000
+    assert monitor.interval == 60
+    assert monitor.peak_bytes == 700 * MIB
+
+
 def test_linux_reads_status_and_resets_by_clear_refs(tmp_path):
     """VmRSS and VmHWM in KiB; a reset writes 5, and a refused one is told."""
     (tmp_path / "status").write_text("Name:\tx\nVmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n")

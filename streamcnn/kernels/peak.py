@@ -29,14 +29,14 @@ def _peak_worker(n_steps, numbers, tile):
     return 2 * n_steps * n_positions * n_filters * lanes
 
 
-def multiply_add_rate(n_threads: int, n_steps: int = 1 << 20) -> float:
+def multiply_add_rate(n_threads: int, n_steps: int = 1 << 23) -> float:
     """Floating-point operations per second of `n_threads` threads that do nothing else, two per multiply-add.
 
     Parameters
     ----------
     n_threads : int
     n_steps : int
-        Links of each chain; the default takes some 5 ms.
+        Links of each chain; the default takes some 40 ms, beside which the start of a thread is nothing.
     """
     positions, filters, _ = TILE.dtype["accumulators"].shape
     numbers = np.empty((n_threads, positions * filters + 2), np.float32)
