@@ -19,7 +19,7 @@ Command = Callable[[argparse.Namespace], dict[str, Any]]
 
 def _common(parser: argparse.ArgumentParser, *, training: bool = False, data: bool = True) -> None:
     parser.add_argument("--memory-limit", metavar="SIZE", help='resident memory of the whole process, such as "1GiB"')
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or naive")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, or naive (the slow reference)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads; all cores if left away")
     if training:
         parser.add_argument("--preset", metavar="NAME", help="fast or lee2017")

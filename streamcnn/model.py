@@ -238,6 +238,7 @@ def fit_model(
         if not temporary:
             with monitor.stage("save", plan.planned("save")):
                 model.save(store.path / "model.h5")
+            run.report.store_bytes = store.nbytes
         return model, run.report
     except BaseException:
         if fresh and not existed and not store.entries:

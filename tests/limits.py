@@ -104,7 +104,7 @@ def make_data(folder: Path, kind: str, rows: int, shape: tuple[int, int, int]) -
         images = images.astype(variant) * (100 if variant == "uint16" else 1)
     if kind == "h5":
         with h5py.File(path, "w") as file:
-            file.create_dataset("images", data=images, chunks=(max(1, MIB // images[0].nbytes), *shape))
+            file.create_dataset("images", data=images, chunks=(min(rows, max(1, MIB // images[0].nbytes)), *shape))
             file["labels"] = labels
     elif kind == "npz":
         np.savez(path, images=images, labels=labels)

@@ -137,11 +137,11 @@ def test_refusals_name_what_would_lower_the_need():
 
 
 def test_a_process_that_holds_most_of_the_limit_is_told_so(data, held):
-    """The first way out is then to free what is held."""
+    """What is held is said first, and the parameter that would lower the rest stays named."""
     held.bytes = 950 * MIB
     with pytest.raises(MemoryBudgetError, match=r"already in use +[\d.]+ (MiB|GiB)[\s\S]*") as refused:
         plan(data, memory_limit="600MiB")
-    assert "free what this process holds already" in str(refused.value)
+    assert "950.0 MiB are in use already" in str(refused.value)
 
 
 def test_nothing_is_written_when_a_plan_is_refused(data, tmp_path):
@@ -235,17 +235,17 @@ def test_the_table_for_people_and_for_notebooks(data):
 def test_the_result_of_transform_and_of_predicting_is_planned(data):
     """An array of features or of decisions that does not fit is refused before anything is computed."""
     features = ConvFeatures([ConvLayer(8, 5, filters="random", pool=None)], memory_limit="1GiB", random_state=0).fit(wide(100, (40, 40)))
-    with pytest.raises(MemoryBudgetError, match=r"stage transform[\s\S]*most of it for feature rows"):
+    with pytest.raises(MemoryBudgetError, match=r"stage transform[\s\S]*largest of its own buffers is feature rows"):
         features.transform(wide(100_000, (40, 40)))
     assert features.transform(wide(50, (40, 40))).shape == (50, 36 * 36 * 8)
     classifier = StreamCNNClassifier(memory_limit="1GiB", kernel="linear", C=0.1, random_state=0).fit(data)
-    with pytest.raises(MemoryBudgetError, match=r"stage predict[\s\S]*most of it for result"):
+    with pytest.raises(MemoryBudgetError, match=r"stage predict[\s\S]*largest of its own buffers is result"):
         classifier.decision_function(wide(40_000_000, (40, 40)))
 
 
 def test_the_sample_of_images_that_filters_are_scaled_on_is_planned():
     """`ConvFeatures.fit` reads at least 16 images of any size: what does not fit is refused before they are read."""
-    with pytest.raises(MemoryBudgetError, match=r"stage filters[\s\S]*most of it for sample of images"):
+    with pytest.raises(MemoryBudgetError, match=r"stage filters[\s\S]*largest of its own buffers is sample of images"):
         ConvFeatures([ConvLayer(4, 3, filters="random")], memory_limit="600MiB").fit(wide(20, (5000, 5000)))
 
 
