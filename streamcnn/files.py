@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -97,7 +98,8 @@ def scratch_parents() -> list[Path]:
 def _can_hold_scratch(parent: Path) -> bool:
     """Whether `parent` is, or can become, a folder on disk that this process may write to; nothing is made."""
     there = existing(parent)
-    return there.is_dir() and os.access(there, os.W_OK) and not is_memory_disk(there)
+    # root may write anywhere, but nothing has room in /proc
+    return there.is_dir() and os.access(there, os.W_OK) and not is_memory_disk(there) and shutil.disk_usage(there).total > 0
 
 
 def existing(folder: Path) -> Path:

@@ -113,5 +113,5 @@ def pca_bytes(
     height = rows + (k + 1 if n_batches > 1 else 0)
     matrices = int((5.4 if n_batches > 1 else 4.2) * 8 * height * d)
     # left singular vectors and LAPACK's work space, which count where a batch has about as many rows as columns
-    square = 4 * 8 * min(height, d) ** 2
+    square = 3 * 8 * min(height, d) ** 2
     return {"batch": 8 * rows * d, "stripe": itemsize * stripe * d, "IncrementalPCA": matrices, "singular vectors": square}

@@ -109,8 +109,8 @@ class MemoryPlan:
         crowded = f"; {format_bytes(in_use)} are in use already" if 2 * in_use > self.limit else ""
         raise MemoryBudgetError(
             f"memory_limit of {format_bytes(self.limit)} is too small: stage {worst.name} needs {format_bytes(self.peak_bytes)} even with "
-            f"the smallest chunk{crowded}, and the largest of its own buffers is {largest}; set memory_limit to at least {self.smallest_limit >> 20}MiB, or "
-            f"{self._way(worst.name)}\n" + claims_table(claims | {"reserve": reserve(held)})
+            f"the smallest chunk{crowded}, and the largest of its own buffers is {largest}; set memory_limit to at least "
+            f"{self.smallest_limit >> 20}MiB, or {self._way(worst.name)}\n" + claims_table(claims | {"reserve": reserve(held)})
         )
 
     def _way(self, stage: str) -> str:

@@ -108,18 +108,14 @@ def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int
         writing = {"HDF5 features": open_shard_bytes(d, s.itemsize), "label codes": 16 * chunk}
         result.append(StagePlan("extract", added(images, writing), 1, s.feature_bytes))
     if k is not None and s.pca_solver is not None:
-        result.append(
-            StagePlan(
-                "pca", added(reading, pca_bytes(s.pca_solver, d, k, s.n_rows)), pca_passes(s.pca_solver, d, k), 8 * k * (d + 3) + 16 * d
-            )
-        )
+        learnt, passes = 8 * k * (d + 3) + 16 * d, pca_passes(s.pca_solver, d, k)
+        result.append(StagePlan("pca", added(reading, pca_bytes(s.pca_solver, d, k, s.n_rows)), passes, learnt))
         blocks = {"row block": block_rows(d) * d * 4, "reduced block": block_rows(d) * k * 4, "components": 12 * k * d + 32 * d}
         result.append(StagePlan("project", added(reading, blocks, {"HDF5 reduced": open_shard_bytes(k, 4)}), 1, s.reduced_bytes))
         reading = {"HDF5 reduced": open_shard_bytes(k, 4), "components": 8 * k * d}
     svm = svm_bytes(s.kernel, s.reduced, s.class_counts, cache_bytes=s.svc_cache_bytes)
-    result.append(
-        StagePlan("svm", added(reading, svm), svm_passes(s.kernel), fitted_svm_bytes(s.kernel, s.reduced, len(s.class_counts), s.n_rows))
-    )
+    learnt = fitted_svm_bytes(s.kernel, s.reduced, len(s.class_counts), s.n_rows)
+    result.append(StagePlan("svm", added(reading, svm), svm_passes(s.kernel), learnt))
     model = fitted_bytes(network, s)
     shards = -(-s.n_rows // shard_rows(d, s.itemsize)) if s.keep_features else 0
     result.append(StagePlan("save", added({"model": model, "virtual data set": _VIRTUAL_BYTES * shards, "HDF5 model": 4 << 20}), 0, model))
