@@ -88,7 +88,7 @@ def extraction(n_threads: int, repeats: int, shrink: int) -> dict[str, Any]:
 
 def _settings(n_threads: int) -> Settings:
     # what comes after the extraction is not run: it must not decide which limit is enough
-    after = {"n_components": 16, "pca_solver": "incremental", "kernel": "linear"}
+    after: dict[str, Any] = {"n_components": 16, "pca_solver": "incremental", "kernel": "linear"}
     return resolve_settings("fast", n_jobs=n_threads, layers=LAYERS, device="cpu", keep_features=True, **after)
 
 
