@@ -26,6 +26,7 @@ from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
 from streamcnn.store import FeatureStore
 from streamcnn.timing import medians, torch_with
+from streamcnn.warmup import compile_kernels
 
 # CIFAR-10's size and the features of the measurement it is compared with: 64 filters of 5 x 5, pooled over 4 x 4
 N_IMAGES, SHAPE = 50_000, (32, 32, 3)
@@ -50,6 +51,7 @@ def extraction(n_threads: int, repeats: int, shrink: int) -> dict[str, Any]:
         - `torch_seconds` : layout to seconds of PyTorch's convolution, ReLU and mean pooling of the same images in memory, by batches
           of 512, or null; `ratio` : the best of them to `extract_seconds`
     """
+    compile_kernels()  # onto the disk: a process under 512 MiB that had to compile would have no room for much else
     folder, torch = scratch_folder(), torch_with(n_threads)
     path = folder / "images.h5"
     try:
