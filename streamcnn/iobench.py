@@ -63,7 +63,7 @@ def extraction(n_threads: int, repeats: int, shrink: int) -> dict[str, Any]:
         limited: dict[str, list[float]] = {name: [] for name in LIMITS}
         for _ in range(repeats):
             for name, limit in LIMITS.items():
-                command = [sys.executable, "-m", "streamcnn.iobench", str(path), limit, str(n_threads)]
+                command = [sys.executable, "-P", "-m", "streamcnn.iobench", str(path), limit, str(n_threads)]
                 limited[name].append(float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
         under = {name: statistics.median(values) for name, values in limited.items()}
         with open_images(path) as source:
