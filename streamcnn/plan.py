@@ -25,7 +25,8 @@ from streamcnn.presets import Settings, resolve_settings
 from streamcnn.stages import Shapes, base_claims, drawing_claims, evaluate_claims, fit_stages, fitted_bytes, image_claims, predict_claims
 from streamcnn.threads import resolve_n_jobs
 
-# libsvm's kernel cache. Measured on 20,000 rows of 256, two classes: see `tools/bench.py`; it changes speed only
+# libsvm's kernel cache, which changes speed only; how much it does was not measured. An easy problem leaves it unfilled, so a larger
+# one would make the plan say far more than a run takes
 _SMALLEST_CACHE, _LARGEST_CACHE = 16 << 20, 100 << 20
 
 

@@ -24,8 +24,8 @@ PREDICT_BLOCK = 16
 _HELD = ("labels", "names", "originals")
 # measured: BLAS work space and the modules that scikit-learn and SciPy load on first use; each BLAS thread has its own
 _LIBRARY_BYTES, _THREAD_BYTES = 12 << 20, 6 << 20
-# HDF5 keeps about 3 KiB for each source of a virtual data set until the file is closed (measured from 100 to 10,000 shards)
-_VIRTUAL_BYTES = 4096
+# of a shard in the virtual data sets of features and labels, until their file is closed (measured: 18 to 19 KB, 1,000 and 10,000 shards)
+_VIRTUAL_BYTES = 20 << 10
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int
         writing = {"HDF5 features": open_shard_bytes(d, s.itemsize), "label codes": 16 * chunk}
         result.append(StagePlan("extract", added(images, writing), 1, s.feature_bytes))
     if k is not None and s.pca_solver is not None:
-        learnt, passes = 8 * k * (d + 3) + 16 * d, pca_passes(s.pca_solver, d, k)
-        result.append(StagePlan("pca", added(reading, pca_bytes(s.pca_solver, d, k, s.n_rows)), passes, learnt))
+        claims = added(reading, pca_bytes(s.pca_solver, d, k, s.n_rows))
+        result.append(StagePlan("pca", claims, pca_passes(s.pca_solver, d, k), fitted_pca_bytes(d, k)))
         blocks = {"row block": block_rows(d) * d * 4, "reduced block": block_rows(d) * k * 4, "components": 12 * k * d + 32 * d}
         result.append(StagePlan("project", added(reading, blocks, {"HDF5 reduced": open_shard_bytes(k, 4)}), 1, s.reduced_bytes))
         reading = {"HDF5 reduced": open_shard_bytes(k, 4), "components": 8 * k * d}
@@ -131,11 +131,16 @@ def drawing_claims(source: ImageSource, network: Network, n_jobs: int, kernels) 
     return added({"sample of images": sample * image_bytes(source), "filter bank": max(bank, 2 * probing)}, scratch)
 
 
+def fitted_pca_bytes(n_features: int, n_components: int) -> int:
+    """Bytes of a fitted PCA's arrays."""
+    return 8 * n_components * (n_features + 3) + 16 * n_features
+
+
 def fitted_bytes(network: Network, shapes: Shapes) -> int:
     """Bytes of a fitted model's arrays, at the most."""
     s, n_classes = shapes, len(shapes.class_counts)
     filters = sum(4 * int(np.prod(g.filters_shape)) for g in network.geometry)
-    components = 0 if s.n_components is None else 8 * s.n_components * (s.n_features + 3) + 16 * s.n_features
+    components = 0 if s.n_components is None else fitted_pca_bytes(s.n_features, s.n_components)
     return filters + components + fitted_svm_bytes(s.kernel, s.reduced, n_classes, s.n_rows)
 
 
