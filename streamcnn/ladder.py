@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from streamcnn.errors import ParameterError
-from streamcnn.newton import group_size
+from streamcnn.newton import active_bytes, group_size, n_lanes, pass_rows
 from streamcnn.rbf import TILE as SUPPORT_TILE
 from streamcnn.rows import block_rows
 from streamcnn.selection import sample_rows
@@ -41,7 +41,13 @@ def svm_passes(kernel: str) -> int:
 
 
 def svm_bytes(
-    kernel: str, n_features: int, class_counts: Sequence[int], cache_bytes: int = 200 << 20, itemsize: int = 4, label_bytes: int = 4
+    kernel: str,
+    n_features: int,
+    class_counts: Sequence[int],
+    cache_bytes: int = 200 << 20,
+    itemsize: int = 4,
+    label_bytes: int = 4,
+    n_jobs: int = 1,
 ) -> dict[str, int]:
     """Bytes of each buffer of `StreamingSVC.fit`, C and gamma being chosen, what the source of the rows holds left out.
 
@@ -55,6 +61,8 @@ def svm_bytes(
         libsvm's kernel cache. It serves one pair of classes after the other and never holds more than all products of a pair's rows.
     itemsize, label_bytes : int
         Of the rows and of a label.
+    n_jobs : int
+        Threads of the linear solver.
     """
     n_rows, n_classes, k = sum(class_counts), len(class_counts), n_features
     kernel = resolve_kernel(kernel, n_rows, n_classes)
@@ -71,14 +79,17 @@ def svm_bytes(
             "support vectors": 8 * n_rows * (k + n_classes),
         }
     group, k1 = group_size(k, n_classes if n_classes > 2 else 1), k + 1
+    lanes, together = n_lanes(k, group, n_jobs), pass_rows(k)
     solving = {
-        "scaled blocks": 2 * rows * k1 * itemsize,
-        "margins": 4 * group * rows * itemsize,
+        "row block": together * k * itemsize,
+        "scaled blocks": (min(2, lanes) + lanes) * together * k1 * itemsize,
+        "margins": 4 * group * together * itemsize,
+        "active rows": active_bytes(n_rows, group),
         "Hessians": 8 * group * k1 * k1,
-        "block product and factor": (itemsize + 24) * k1 * k1,
+        "block products and factor": (lanes * itemsize + 16) * k1 * k1,
     }
     # sums of squares are taken in float64, before there are Hessians
-    measuring = 2 * 8 * rows * k - sum(solving.values())
+    measuring = (2 * 8 + itemsize) * rows * k - sum(solving.values())
     return (
         claims
         | solving

@@ -7,7 +7,6 @@ decomposition*, 2015). Plain block power iteration, of which only the last block
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.linalg import eigh
@@ -15,7 +14,7 @@ from scipy.linalg import eigh
 from streamcnn.errors import DataError
 from streamcnn.krylov import KrylovSpace
 from streamcnn.moments import make_largest_positive
-from streamcnn.rowinput import Batches, blocks_of, check_finite, is_rows
+from streamcnn.rowinput import Batches, Pieces, blocks_of, check_finite, is_rows
 from streamcnn.rows import Rows, block_rows, recut
 
 logger = logging.getLogger("streamcnn")
@@ -173,7 +172,7 @@ def randomized_pca(source: Rows | Batches, most: int, resolve: Callable[[int], i
     n_passes = 0
     while True:
         sums = CovarianceProduct(space.blocks[-1], shift, dtype, len(block), squares=n_passes == 0)
-        for _, n_valid in blocks_of(_Pieces(source, block_rows(d)) if is_rows(source) else source, block):
+        for _, n_valid in blocks_of(Pieces(source, block_rows(d)) if is_rows(source) else source, block):
             sums.add(block, n_valid)
         n_passes += 1
         if n_passes == 1:
@@ -240,16 +239,3 @@ def _sample(source: Rows | Batches, size: int, dtype) -> np.ndarray:
         source.read(int(start), int(start) + stripe, piece)
         check_finite(piece, int(start))
     return sample
-
-
-class _Pieces:
-    """Rows read a few at a time, for sources whose buffers are planned for that many."""
-
-    def __init__(self, rows: Any, size: int):
-        self._rows, self._size = rows, size
-        self.n_rows, self.n_features = rows.n_rows, rows.n_features
-
-    def read(self, start: int, stop: int, out: np.ndarray) -> None:
-        for first in range(start, stop, self._size):
-            last = min(first + self._size, stop)
-            self._rows.read(first, last, out[first - start : last - start])

@@ -1,6 +1,7 @@
 """Rows as users hand them over (an array, a store, batches) made into fixed, finite blocks."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from sklearn.utils.validation import validate_data
@@ -161,3 +162,16 @@ def row_sizes(source: Rows | Batches, dtype) -> tuple[int, float, float]:
         raise DataError("X must have at least 1 row, got 0 sample(s)")
     values = n_rows * source.n_features
     return n_rows, squares / n_rows, max(shifted / values - (total / values) ** 2, 0.0)
+
+
+class Pieces:
+    """Rows read a few at a time, for sources whose buffers are planned for that many."""
+
+    def __init__(self, rows: Any, size: int):
+        self._rows, self._size = rows, size
+        self.n_rows, self.n_features = rows.n_rows, rows.n_features
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> None:
+        for first in range(start, stop, self._size):
+            last = min(first + self._size, stop)
+            self._rows.read(first, last, out[first - start : last - start])

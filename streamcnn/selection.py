@@ -114,7 +114,7 @@ def select(
         return float(weights[right].sum() / weights.sum())
 
     if kernel == "linear":
-        part = LinearProblem(ArrayRows(kept), problem.dtype, problem.scale, codes[~held_out], problem.row_weights)
+        part = LinearProblem(ArrayRows(kept), problem.dtype, problem.scale, codes[~held_out], problem.row_weights, problem.n_jobs)
         solution: LinearSolution | None = None
         for value in LINEAR_C:
             solution = solve(part, value, _SELECTION_TOL, min(max_iter, _SELECTION_PASSES), start=solution)

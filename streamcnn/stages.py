@@ -113,7 +113,7 @@ def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int
         blocks = {"row block": block_rows(d) * d * 4, "reduced block": block_rows(d) * k * 4, "components": 12 * k * d + 32 * d}
         result.append(StagePlan("project", added(reading, blocks, {"HDF5 reduced": open_shard_bytes(k, 4)}), 1, s.reduced_bytes))
         reading = {"HDF5 reduced": open_shard_bytes(k, 4), "components": 8 * k * d}
-    svm = svm_bytes(s.kernel, s.reduced, s.class_counts, cache_bytes=s.svc_cache_bytes)
+    svm = svm_bytes(s.kernel, s.reduced, s.class_counts, cache_bytes=s.svc_cache_bytes, n_jobs=s.n_jobs)
     learnt = fitted_svm_bytes(s.kernel, s.reduced, len(s.class_counts), s.n_rows)
     result.append(StagePlan("svm", added(reading, svm), svm_passes(s.kernel), learnt))
     model = fitted_bytes(network, s)

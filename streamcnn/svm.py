@@ -140,7 +140,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             weights = self._class_weights(classes, counts)
             kernel = resolve_kernel(self.kernel, n_rows, len(classes))
             scale = 1 / np.sqrt(mean_square) if mean_square > 0 else 1.0
-            problem = LinearProblem(source, dtype, float(scale), codes, weights)
+            problem = LinearProblem(source, dtype, float(scale), codes, weights, self.n_jobs_)
             gamma = None if isinstance(self.gamma, str) else float(self.gamma)
             if isinstance(self.gamma, str) and self.gamma == "scale":
                 gamma = 1 / (source.n_features * variance * scale**2) if variance > 0 else 1.0

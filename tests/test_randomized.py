@@ -9,7 +9,8 @@ from sklearn.decomposition import PCA, IncrementalPCA
 from streamcnn.errors import ParameterError
 from streamcnn.krylov import KrylovSpace, _orthonormalise
 from streamcnn.pca import StreamingPCA
-from streamcnn.randomized import PASSES, CovarianceProduct, _Pieces
+from streamcnn.randomized import PASSES, CovarianceProduct
+from streamcnn.rowinput import Pieces
 from streamcnn.rows import iter_blocks
 from streamcnn.threads import limit_blas
 
@@ -221,7 +222,7 @@ def test_rows_are_read_in_the_pieces_that_sources_plan_for():
             out[: stop - start] = values[start:stop]
 
     block = np.empty((8, 1))
-    rows = [block[:n].copy() for _, n in iter_blocks(_Pieces(Source(), 3), block)]
+    rows = [block[:n].copy() for _, n in iter_blocks(Pieces(Source(), 3), block)]
     assert np.array_equal(np.concatenate(rows), values) and sizes == [3, 3, 2, 3, 3, 2, 3, 1]
 
 
