@@ -62,7 +62,7 @@ def _settings(args: argparse.Namespace) -> Settings:
             components = None if components == "none" else int(components)
         if args.n_components is not None:
             values["n_components"] = components
-        for name in ("pca_solver", "kernel", "class_weight", "feature_dtype"):
+        for name in ("pca_solver", "kernel", "n_landmarks", "class_weight", "feature_dtype"):
             values[name] = getattr(args, name)
         values |= {"C": _number("--C", args.C), "gamma": _number("--gamma", args.gamma)}
         values["keep_features"] = {"auto": "auto", "yes": True, "no": False}[args.keep_features]

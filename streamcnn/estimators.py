@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
@@ -18,11 +19,13 @@ from streamcnn.kernels import get_kernels, resolve_device
 from streamcnn.memory import MemoryMonitor, resolve_limit
 from streamcnn.model import fit_model, plan_decisions
 from streamcnn.network import Network, resolve_layers
+from streamcnn.nystroem import LANDMARKS
 from streamcnn.pipeline import draw_filters
 from streamcnn.plan import plan_drawing, plan_transform
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
 from streamcnn.stages import PREDICT_BLOCK
+from streamcnn.svm import has_probabilities
 from streamcnn.threads import resolve_n_jobs
 
 
@@ -70,10 +73,14 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
     n_components : int, "auto" or None
         Width after PCA; None leaves PCA away.
     pca_solver : "auto", "covariance", "randomized" or "incremental"
-    kernel : "auto", "linear" or "rbf"
+    kernel : "auto", "linear", "rbf" or "nystroem"
     C, gamma : float or "auto"
         `"auto"` is the preset's, which may be a choice on held-out training rows. They refer to rows of mean energy one.
     class_weight : "balanced", dict or None
+    n_landmarks : int
+        Of the RBF kernel beyond 20,000 images, see `StreamingSVC`.
+    probability : bool
+        Whether to hold out images for `predict_proba`; the SVM is then trained twice.
     memory_limit : int, str or None
         Bytes or a size such as `"2GiB"` for the resident memory of the whole process; None for half the machine.
     feature_dtype : "float16" or "float32"
@@ -133,6 +140,8 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         C="auto",
         gamma="auto",
         class_weight=None,
+        n_landmarks=LANDMARKS,
+        probability=False,
         memory_limit=None,
         feature_dtype="float16",
         keep_features="auto",
@@ -152,6 +161,8 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         self.C = C
         self.gamma = gamma
         self.class_weight = class_weight
+        self.n_landmarks = n_landmarks
+        self.probability = probability
         self.memory_limit = memory_limit
         self.feature_dtype = feature_dtype
         self.keep_features = keep_features
@@ -163,7 +174,7 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         self.verbose = verbose
 
     def _settings(self) -> Settings:
-        names = ("layers", "preprocess", "n_components", "pca_solver", "kernel", "C", "gamma", "class_weight")
+        names = ("layers", "preprocess", "n_components", "pca_solver", "kernel", "C", "gamma", "class_weight", "n_landmarks", "probability")
         values = {name: getattr(self, name) for name in (*names, "feature_dtype", "keep_features", "device")}
         return resolve_settings(self.preset, n_jobs=resolve_n_jobs(self.n_jobs), seed=resolve_seed(self.random_state), **values)
 
@@ -257,6 +268,12 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         """Labels (n_samples,) of images; of the decisions only the winners are kept. Errors as `decision_function`."""
         check_is_fitted(self)
         return self.classes_[self._decide(X, (), np.int32, self.model_.labels_of, self.classes_.itemsize)]
+
+    @available_if(has_probabilities)
+    def predict_proba(self, X):
+        """Probabilities (n_samples, n_classes) of the classes, with `probability=True`. Errors as `decision_function`."""
+        check_is_fitted(self)
+        return self._decide(X, (len(self.classes_),), np.float64, self.model_.svm.probabilities)
 
     def score(self, X, y=None, sample_weight=None):
         """Mean accuracy; `y` may be left away where X carries labels, which are then compared as codes."""

@@ -1,43 +1,57 @@
 """The rungs of the SVM ladder: which kernel is used for what sizes, and the bytes and passes of each."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+
+from streamcnn import nystroem
 from streamcnn.errors import ParameterError
 from streamcnn.newton import active_bytes, group_size, n_lanes, pass_rows
+from streamcnn.quasinewton import HISTORY
 from streamcnn.rbf import TILE as SUPPORT_TILE
 from streamcnn.rows import block_rows
 from streamcnn.selection import sample_rows
 
-KERNELS = ("auto", "linear", "rbf")
+KERNELS = ("auto", "linear", "rbf", "nystroem")
 RBF_ROWS, RBF_CLASSES = 20_000, 100
+# rows to calibrate probabilities on, at most
+HELD_OUT = 4_000
 # rows of one decision product: every block is cut into these
 TILE = 64
 # passes of the linear solver from its start to its end; scikit-learn's digits take 9 to 11, for C from 1 to 10 and chosen
 _TYPICAL_PASSES = 12
+# and of the quasi-Newton solver, on CIFAR-10
+_NYSTROEM_PASSES = 40
 
 
 def resolve_kernel(kernel: str, n_rows: int, n_classes: int) -> str:
-    """What `kernel="auto"` means for these sizes.
+    """What `kernel` means for these sizes: the exact RBF SVM takes 20,000 rows and 100 classes, beyond it come "linear" for "auto" and
+    "nystroem" for "rbf".
 
     Raises
     ------
     ParameterError
-        For an unknown kernel, or `"rbf"` beyond 20,000 rows or 100 classes.
+        For an unknown kernel.
     """
     if kernel not in KERNELS:
         raise ParameterError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
     small = n_rows <= RBF_ROWS and n_classes <= RBF_CLASSES
-    if kernel == "rbf" and not small:
-        raise ParameterError(
-            f'kernel="rbf" takes at most {RBF_ROWS} rows and {RBF_CLASSES} classes, got {n_rows} rows and {n_classes} classes; use '
-            'kernel="linear" or "auto"'
-        )
+    if kernel == "rbf":
+        return "rbf" if small else "nystroem"
     return kernel if kernel != "auto" else "rbf" if small else "linear"
 
 
-def svm_passes(kernel: str) -> int:
-    """How often training reads the rows: for their size, for the sample on which C and gamma are chosen, and to train (linear: about)."""
-    return 3 if kernel == "rbf" else 2 + _TYPICAL_PASSES
+def check_landmarks(n_landmarks: Any) -> None:
+    """Refuse what is no number of landmarks."""
+    if not isinstance(n_landmarks, (int, np.integer)) or isinstance(n_landmarks, bool) or n_landmarks < 1:
+        raise ParameterError(f"n_landmarks must be a whole number of at least 1, got {n_landmarks!r}")
+
+
+def svm_passes(kernel: str, probability: bool = False) -> int:
+    """How often training reads the rows: for size, for the sample on which C and gamma are chosen, for landmarks, and to train (about)."""
+    training = {"rbf": 1, "linear": _TYPICAL_PASSES, "nystroem": _NYSTROEM_PASSES}[kernel]
+    return 2 + (kernel == "nystroem") + (2 * training + 1 if probability else training)
 
 
 def svm_bytes(
@@ -48,12 +62,14 @@ def svm_bytes(
     itemsize: int = 4,
     label_bytes: int = 4,
     n_jobs: int = 1,
+    n_landmarks: int = nystroem.LANDMARKS,
+    probability: bool = False,
 ) -> dict[str, int]:
     """Bytes of each buffer of `StreamingSVC.fit`, C and gamma being chosen, what the source of the rows holds left out.
 
     Parameters
     ----------
-    kernel : {"auto", "linear", "rbf"}
+    kernel : {"auto", "linear", "rbf", "nystroem"}
     n_features : int
     class_counts : sequence of int
         Rows of each class.
@@ -63,11 +79,15 @@ def svm_bytes(
         Of the rows and of a label.
     n_jobs : int
         Threads of the linear solver.
+    n_landmarks : int
+    probability : bool
     """
     n_rows, n_classes, k = sum(class_counts), len(class_counts), n_features
     kernel = resolve_kernel(kernel, n_rows, n_classes)
     sample, rows = min(n_rows, sample_rows(kernel, k)), block_rows(k)
     claims = {"label codes": (4 + label_bytes) * n_rows, "row block": rows * k * itemsize}
+    if probability:  # weights of rows in float64, those held out as 0; rows held out, and their decisions as logistic regression has them
+        claims["calibration"] = 8 * n_rows + HELD_OUT * (k * itemsize + 8 * (n_classes + 12))
     if kernel == "rbf":
         pair = sum(sorted(class_counts)[-2:])
         return claims | {
@@ -78,7 +98,23 @@ def svm_bytes(
             "kernel cache": min(cache_bytes, 4 * pair * pair),
             "support vectors": 8 * n_rows * (k + n_classes),
         }
-    group, k1 = group_size(k, n_classes if n_classes > 2 else 1), k + 1
+    n_planes = n_classes if n_classes > 2 else 1
+    if kernel == "nystroem":
+        m = min(n_landmarks, n_rows)
+        group, piece = nystroem.group_size(m, n_planes), min(nystroem.PIECE, rows)
+        threads, pieces = min(n_jobs, rows // piece), rows // piece
+        return claims | {
+            "sample": 2 * sample * k * itemsize,
+            "landmarks": m * (k + 2) * (3 * 8 + itemsize),
+            # the eigenvectors, and before that the matrix they are of
+            "landmark kernel": 2 * 8 * m * m,
+            "kernel blocks": threads * piece * (m + k + 2) * itemsize,
+            # decisions, targets, margins and their products with weights
+            "margins": threads * piece * group * 10 * itemsize,
+            "planes": 8 * group * (m + 1) * (2 * HISTORY + 12) + pieces * group * m * itemsize + 3 * 8 * n_planes * (m + 1),
+            "decisions": decision_bytes(kernel, k, n_classes, m) + 8 * 16 * TILE * n_classes,
+        }
+    group, k1 = group_size(k, n_planes), k + 1
     lanes, together = n_lanes(k, group, n_jobs), pass_rows(k)
     solving = {
         "row block": together * k * itemsize,
@@ -103,8 +139,8 @@ def svm_bytes(
 
 
 def fitted_svm_bytes(kernel: str, n_features: int, n_classes: int, n_support: int) -> int:
-    """Bytes of a trained SVM: `n_support` support vectors with their coefficients, or a plane per class."""
-    if kernel == "rbf":
+    """Bytes of a trained SVM: `n_support` support vectors or landmarks with their coefficients, or a plane per class."""
+    if kernel != "linear":
         return 8 * n_support * (n_features + n_classes + 1) + 24 * n_classes * n_classes
     return 8 * (n_classes if n_classes > 2 else 1) * (n_features + 2)
 
@@ -112,6 +148,6 @@ def fitted_svm_bytes(kernel: str, n_features: int, n_classes: int, n_support: in
 def decision_bytes(kernel: str, n_features: int, n_classes: int, n_support: int) -> int:
     """Bytes of work to decide a tile of rows."""
     work = 8 * TILE * (n_features + 3 * n_classes)
-    if kernel == "rbf":
+    if kernel != "linear":
         work += 8 * TILE * (2 * min(SUPPORT_TILE, n_support) + n_classes * n_classes)
     return work

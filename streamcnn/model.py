@@ -264,6 +264,5 @@ def plan_decisions(
         When not even one image at a time fits.
     """
     svm, k = model.svm, None if model.pca is None else model.pca.n_components_
-    n_support = len(getattr(svm, "support_vectors_", ()))
-    shapes = (k, svm.kernel_, len(model.classes_), n_support)
+    shapes = (k, svm.kernel_, len(model.classes_), svm.n_vectors)
     return plan_prediction(source, model.network, *shapes, model.feature_dtype, n_jobs, limit, get_kernels(device), extra)

@@ -72,6 +72,8 @@ class LinearProblem:
         v_i by the class of row i.
     n_jobs : int
         Threads. Up to 1,024 features the result has the same bits for any number.
+    sample_weight : ndarray of shape (n,), float64, or None
+        Further factor on v_i.
     """
 
     source: Rows | Batches
@@ -80,6 +82,14 @@ class LinearProblem:
     codes: np.ndarray
     row_weights: np.ndarray
     n_jobs: int = 1
+    sample_weight: np.ndarray | None = None
+
+    def weights_of(self, start: int, stop: int) -> np.ndarray | None:
+        """v_i of rows `start` to `stop`, float64; None when all rows weigh 1."""
+        if self.sample_weight is None and (self.row_weights == 1).all():
+            return None
+        weights = self.row_weights[self.codes[start:stop]]
+        return weights if self.sample_weight is None else weights * self.sample_weight[start:stop]
 
     @property
     def positive(self) -> np.ndarray:
@@ -272,7 +282,6 @@ class _Evaluator:
         # column of each class among the planes of this group, -1 for classes of other groups
         self.column = np.full(len(problem.row_weights), -1)
         self.column[positive] = np.arange(n)
-        self.weighted = bool(np.any(problem.row_weights != 1))
 
     def __enter__(self):
         return self
@@ -335,7 +344,8 @@ class _Evaluator:
         m[:, n_valid:] = 0
         np.maximum(m, 0, out=m)
         np.greater(m, 0, out=slot.active)
-        slot.row_weights = problem.row_weights[codes].astype(m.dtype) if self.weighted else None
+        weights = problem.weights_of(slot.start, slot.start + n_valid)
+        slot.row_weights = None if weights is None else weights.astype(m.dtype)
         if slot.row_weights is None:
             np.copyto(residual, m)
         else:

@@ -37,7 +37,8 @@ from streamcnn.threads import limit_blas
 logger = logging.getLogger("streamcnn")
 
 # raise one when the code of that stage changes what it computes
-STAGE_VERSIONS = {"filters": 1, "extract": 1, "pca": 1, "project": 1, "svm": 1}
+STAGE_VERSIONS = {"filters": 1, "extract": 1, "pca": 1, "project": 1, "svm": 2}
+SVM = ("C", "gamma", "class_weight", "n_landmarks", "probability")
 EXTRACTION = ("layers", "preprocess", "seed", "device", "feature_dtype")
 
 
@@ -70,7 +71,16 @@ def stage_digests(fingerprint: str, settings: Settings, plan: Plan) -> dict[str,
         "extract": [s["feature_dtype"]],
         "pca": [plan.pca_solver, plan.n_components, s["n_jobs"], versions["scipy"], versions["scikit-learn"]],
         "project": [],
-        "svm": [plan.kernel, s["C"], s["gamma"], s["class_weight"], s["n_jobs"], versions["scikit-learn"]],
+        "svm": [
+            plan.kernel,
+            s["C"],
+            s["gamma"],
+            s["class_weight"],
+            s["n_landmarks"],
+            s["probability"],
+            s["n_jobs"],
+            versions["scikit-learn"],
+        ],
     }
     for stage, parameters in depends.items():
         before = digests[stage] = _digest(before, stage, STAGE_VERSIONS[stage], parameters)
@@ -267,6 +277,8 @@ class Run:
                 C=s.C,
                 gamma=s.gamma,
                 class_weight=self._class_weight(),
+                n_landmarks=s.n_landmarks,
+                probability=s.probability,
                 cache_size=self.plan.svc_cache_bytes / (1 << 20),
                 n_jobs=s.n_jobs,
                 random_state=s.seed,

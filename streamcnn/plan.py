@@ -63,6 +63,7 @@ class Plan(MemoryPlan):
             ("pca", "incremental"): "try a smaller n_components, a larger pool_size or fewer filters",
             ("pca", "randomized"): "try a smaller n_components, a larger pool_size or fewer filters",
             ("svm", "rbf"): 'try kernel="linear"',
+            ("svm", "nystroem"): 'try fewer n_landmarks, or kernel="linear"',
             ("svm", "linear"): "try a smaller n_components",
         }
         return ways.get((stage, str(self.pca_solver) if stage == "pca" else self.kernel), super()._way(stage))
@@ -151,10 +152,11 @@ def make_plan(source: ImageSource, settings: Settings, limit: int, store: Path |
     base = base_claims(source, settings.preprocess, settings.n_jobs, kernels)
 
     def build(chunk: int, keep: bool, cache: int) -> Plan:
-        shapes = Shapes(n, d, k, solver, kernel, counts, settings.feature_dtype, keep, settings.n_jobs, cache)
+        s = settings
+        shapes = Shapes(n, d, k, solver, kernel, counts, s.feature_dtype, keep, s.n_jobs, cache, s.n_landmarks, s.probability)
         stages = fit_stages(source, network, shapes, chunk, kernels)
         if test is not None:
-            claims = _predicting(test, network, chunk, settings.feature_dtype, settings.n_jobs, kernels, k, kernel, n_classes, n)
+            claims = _predicting(test, network, chunk, s.feature_dtype, s.n_jobs, kernels, k, kernel, n_classes, shapes.n_vectors)
             stages.append(StagePlan("evaluate", added(claims, evaluate_claims(test, n_classes), {"model": fitted_bytes(network, shapes)})))
         return Plan(limit, base, chunk, stages, d, k or d, solver, kernel, keep, cache, geometry, source.describe())
 

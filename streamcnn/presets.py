@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from streamcnn.errors import ParameterError
 from streamcnn.kernels import DEVICES
+from streamcnn.ladder import KERNELS, check_landmarks
 from streamcnn.network import ConvLayer
+from streamcnn.nystroem import LANDMARKS
 from streamcnn.pcaplan import SOLVERS as PCA_SOLVERS
 from streamcnn.preprocess import resolve_preprocess
 
 FEATURE_DTYPES = ("float16", "float32")
-KERNELS = ("auto", "linear", "rbf")
 
 PRESETS: dict[str, dict[str, Any]] = {
     # One layer, pooled to at most 7 x 7, is two passes over the data with PCA; both signs of a response carry information,
@@ -55,6 +58,8 @@ class Settings:
     C: Any
     gamma: Any
     class_weight: Any = None
+    n_landmarks: int = LANDMARKS
+    probability: bool = False
     feature_dtype: str = "float16"
     keep_features: Any = "auto"
     device: str = "auto"
@@ -102,6 +107,9 @@ def resolve_settings(preset: str = "fast", n_jobs: int = 1, seed: int = 0, **ove
         raise ParameterError(f'keep_features must be True, False or "auto", got {values["keep_features"]!r}')
     _check_number("C", values["C"], ("auto",))
     _check_number("gamma", values["gamma"], ("auto", "scale"))
+    if not isinstance(values.get("probability", False), (bool, np.bool_)):
+        raise ParameterError(f"probability must be True or False, got {values['probability']!r}")
+    check_landmarks(values.get("n_landmarks", LANDMARKS))
     k = values["n_components"]
     if k is not None and k != "auto" and (isinstance(k, bool) or not hasattr(k, "__index__") or k < 1):
         raise ParameterError(f'n_components must be a positive whole number, "auto" or None, got {k!r}')

@@ -144,24 +144,32 @@ def gather(source: Rows | Batches, rows: np.ndarray, dtype, out_dtype) -> np.nda
     return result
 
 
-def row_sizes(source: Rows | Batches, dtype) -> tuple[int, float, float]:
-    """Number of rows, mean squared row norm, and variance of all values, in one pass in blocks of `dtype`."""
+def row_sizes(source: Rows | Batches, dtype, weights: np.ndarray | None = None) -> tuple[int, float, float]:
+    """Number of rows, mean squared row norm, and variance of all values, in one pass in blocks of `dtype`.
+
+    `weights` (n,) are those of the rows in the means, None for 1; a `DataError` when there are more or fewer of them.
+    """
     block = np.empty((block_rows(source.n_features), source.n_features), dtype)
-    n_rows, squares, total, shifted, shift = 0, 0.0, 0.0, 0.0, None
-    for _, n_valid in blocks_of(source, block):
+    n_rows, counted, squares, total, shifted, shift = 0, 0.0, 0.0, 0.0, 0.0, None
+    for start, n_valid in blocks_of(source, block):
         rows = block[:n_valid].astype(np.float64)
         if shift is None:
             shift = float(rows.mean())
-        n_rows += n_valid
-        squares += float(np.square(rows).sum())
+        weight = np.ones(n_valid) if weights is None else weights[start : start + n_valid]
+        if len(weight) < n_valid:
+            break
+        n_rows, counted = n_rows + n_valid, counted + float(weight.sum())
+        squares += float(np.sum(weight * np.square(rows).sum(axis=1)))
         # about a value near the mean, so that a large offset does not drown the variance
         rows -= shift
-        total += float(rows.sum())
-        shifted += float(np.square(rows, out=rows).sum())
+        total += float(np.sum(weight * rows.sum(axis=1)))
+        shifted += float(np.sum(weight * np.square(rows, out=rows).sum(axis=1)))
+    if weights is not None and len(weights) != n_rows:
+        raise DataError(f"sample_weight must have one weight for each row of X, got {len(weights)}")
     if n_rows == 0:
         raise DataError("X must have at least 1 row, got 0 sample(s)")
-    values = n_rows * source.n_features
-    return n_rows, squares / n_rows, max(shifted / values - (total / values) ** 2, 0.0)
+    values = counted * source.n_features
+    return n_rows, squares / counted, max(shifted / values - (total / values) ** 2, 0.0)
 
 
 class Pieces:

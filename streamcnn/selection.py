@@ -1,10 +1,12 @@
 """Choosing C and gamma on held-out rows of a small sample that does not depend on how the rows arrive."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from streamcnn.newton import LinearProblem, LinearSolution, solve
+from streamcnn.nystroem import Landmarks, NystroemProblem
 from streamcnn.rbf import RbfMachine
 from streamcnn.rowinput import gather
 from streamcnn.rows import ArrayRows, row_hash
@@ -14,8 +16,10 @@ LINEAR_C = (0.01, 0.1, 1.0, 10.0, 100.0)
 RBF_C = (1.0, 10.0, 100.0)
 RBF_GAMMA = (0.1, 0.3, 1.0, 3.0, 10.0)
 # used when a class has too few rows to choose, and for the parameter that is not being varied
-DEFAULTS = {"linear": (1.0, float("nan")), "rbf": (10.0, 1.0)}
-_SAMPLE = {"linear": 20_000, "rbf": 4_000}
+DEFAULTS = {"linear": (1.0, float("nan")), "rbf": (10.0, 1.0), "nystroem": (1.0, 1.0)}
+_SAMPLE = {"linear": 20_000, "rbf": 4_000, "nystroem": 20_000}
+# landmarks while choosing at most: what they cost grows faster than their number
+SELECTION_LANDMARKS = 1024
 _SAMPLE_BYTES = 64 << 20
 _FEWEST = 5
 # enough to tell two values of C apart; a large C on rows that a plane separates may take many more passes than it is worth
@@ -24,12 +28,12 @@ _CHUNK = 1 << 18
 
 
 def sample_rows(kernel: str, n_features: int) -> int:
-    """Rows of the sample at most: 20,000 (linear) or 4,000 (rbf), less where they would pass 64 MiB."""
+    """Rows of the sample at most: 20,000, with rbf 4,000, less where they would pass 64 MiB."""
     return min(_SAMPLE[kernel], max(1000, _SAMPLE_BYTES // (4 * n_features)))
 
 
 def stratified_sample(codes: np.ndarray, n_classes: int, seed: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """About `limit` row numbers with each class's share, a fifth of each class held out; by hash of seed and row number.
+    """About `limit` row numbers with each class's share, a fifth of each class held out, one row at least; by hash of seed and row number.
 
     Parameters
     ----------
@@ -55,7 +59,7 @@ def stratified_sample(codes: np.ndarray, n_classes: int, seed: int, limit: int) 
     of_class = codes[rows]
     rank = np.arange(len(rows)) - np.searchsorted(of_class, np.arange(n_classes))[of_class]
     kept = rank < take[of_class]
-    held_out = rank[kept] < take[of_class[kept]] // 5
+    held_out = rank[kept] < np.maximum(take[of_class[kept]] // 5, 1)
     order = np.argsort(rows[kept])
     return rows[kept][order], held_out[order]
 
@@ -68,16 +72,17 @@ def select(
     seed: int,
     max_iter: int,
     cache_size: float,
+    n_landmarks: int,
     decide: Callable[..., np.ndarray],
 ) -> tuple[float, float, dict]:
     """Best C and gamma of a small grid on held-out rows; of equals the smaller C, then the smaller gamma.
 
-    Linear: C of `LINEAR_C`. RBF: gamma of `RBF_GAMMA` at the given C (or 10), then C of `RBF_C` at the gamma chosen. Accuracy weighs
-    each row as the fit does.
+    Linear: C of `LINEAR_C`. Others: gamma of `RBF_GAMMA` at the given C (or the default), then C of `LINEAR_C` (nystroem) or `RBF_C`
+    at the gamma chosen. Accuracy weighs each row as the fit does.
 
     Parameters
     ----------
-    kernel : {"linear", "rbf"}
+    kernel : {"linear", "rbf", "nystroem"}
     C, gamma : float or None
         None: to be chosen.
     problem : LinearProblem
@@ -85,57 +90,113 @@ def select(
     seed, max_iter : int
     cache_size : float
         MiB.
+    n_landmarks : int
+        While choosing, 1,024 at most.
     decide : callable
         (machine, raw rows) -> predicted class codes.
 
     Returns
     -------
     C, gamma : float
-    tried : dict of C (linear) or (C, gamma) (rbf) to float
+    tried : dict of C (linear) or (C, gamma) to float
         Accuracy; empty when nothing was chosen because there was nothing to choose, or a class has fewer than 5 rows in the
-        sample: then the defaults C = 1 (linear), C = 10 and gamma = 1 (rbf) stand.
+        sample: then the defaults C = 1, with rbf 10, and gamma = 1 stand.
     """
-    default_C, default_gamma = DEFAULTS[kernel]
-    tried: dict = {}
-    chosen = (default_C if C is None else C, default_gamma if gamma is None else gamma)
+    chosen_C, chosen_gamma = DEFAULTS[kernel][0] if C is None else C, DEFAULTS[kernel][1] if gamma is None else gamma
     if C is not None and (gamma is not None or kernel == "linear"):
-        return *chosen, tried
+        return chosen_C, chosen_gamma, {}
     n_classes = len(problem.row_weights)
     rows, held_out = stratified_sample(problem.codes, n_classes, seed, sample_rows(kernel, problem.source.n_features))
     if np.bincount(problem.codes[rows], minlength=n_classes).min() < _FEWEST:
-        return *chosen, tried
+        return chosen_C, chosen_gamma, {}
     sample, codes = gather(problem.source, rows, problem.dtype, problem.dtype), problem.codes[rows]
-    kept, test = sample[~held_out], sample[held_out]
+    weights = problem.row_weights[codes] * (1 if problem.sample_weight is None else problem.sample_weight[rows])
+    kept, test, test_weights = sample[~held_out], sample[held_out], weights[held_out]
     del sample
-    weights = problem.row_weights[codes[held_out]]
+    if not test_weights.any():
+        return chosen_C, chosen_gamma, {}
+    part = replace(
+        problem,
+        source=ArrayRows(kept),
+        codes=codes[~held_out],
+        row_weights=np.ones(n_classes),
+        sample_weight=None if (weights == 1).all() else weights[~held_out],
+    )
+    trainers: dict[str, type[_Linear | _Rbf | _Nystroem]] = {"linear": _Linear, "rbf": _Rbf, "nystroem": _Nystroem}
+    trainer = trainers[kernel](part, seed, max_iter, cache_size, n_landmarks)
+    tried: dict[tuple[float, float], float] = {}
 
-    def accuracy(machine) -> float:
-        right = decide(machine, test) == codes[held_out]
-        return float(weights[right].sum() / weights.sum())
-
-    if kernel == "linear":
-        part = LinearProblem(ArrayRows(kept), problem.dtype, problem.scale, codes[~held_out], problem.row_weights, problem.n_jobs)
-        solution: LinearSolution | None = None
-        for value in LINEAR_C:
-            solution = solve(part, value, _SELECTION_TOL, min(max_iter, _SELECTION_PASSES), start=solution)
-            tried[value] = accuracy(problem.machine(solution))
-        return max(tried, key=lambda c: (tried[c], -c)), chosen[1], tried
-
-    scaled = kept.astype(np.float64) * problem.scale
-    del kept
-
-    def try_rbf(c: float, g: float) -> None:
+    def try_pair(c: float, g: float) -> None:
         if (c, g) not in tried:
-            machine, _ = RbfMachine.fit(scaled, codes[~held_out], problem.row_weights, c, g, problem.scale, cache_size)
-            tried[c, g] = accuracy(machine)
+            right = decide(trainer.fit(c, g), test) == codes[held_out]
+            tried[c, g] = float(test_weights[right].sum() / test_weights.sum())
 
     def best() -> tuple[float, float]:
         return max(tried, key=lambda pair: (tried[pair], -pair[0], -pair[1]))
 
-    for value in RBF_GAMMA if gamma is None else (gamma,):
-        try_rbf(chosen[0], value)
+    if kernel != "linear":
+        for value in RBF_GAMMA if gamma is None else (gamma,):
+            try_pair(chosen_C, value)
+        chosen_gamma = best()[1]
     if C is None:
-        middle = best()[1]
-        for value in RBF_C:
-            try_rbf(value, middle)
+        for value in RBF_C if kernel == "rbf" else LINEAR_C:
+            try_pair(value, chosen_gamma)
+    if kernel == "linear":
+        accuracies = {c: accuracy for (c, _), accuracy in tried.items()}
+        return max(accuracies, key=lambda c: (accuracies[c], -c)), chosen_gamma, accuracies
     return *best(), tried
+
+
+class _Linear:
+    """Planes for one C after the other, each started from the one before."""
+
+    def __init__(self, part: LinearProblem, seed: int, max_iter: int, cache_size: float, n_landmarks: int):
+        self.part, self.passes = part, min(max_iter, _SELECTION_PASSES)
+        self.solution: LinearSolution | None = None
+
+    def fit(self, C: float, gamma: float):
+        self.solution = solve(self.part, C, _SELECTION_TOL, self.passes, start=self.solution)
+        return self.part.machine(self.solution)
+
+
+class _Rbf:
+    """libsvm, each time from the beginning."""
+
+    def __init__(self, part: LinearProblem, seed: int, max_iter: int, cache_size: float, n_landmarks: int):
+        self.part, self.cache_size = part, cache_size
+        self.weights = part.weights_of(0, len(part.codes))
+        self.rows = gather(part.source, np.arange(len(part.codes)), part.dtype, np.float64)
+        self.rows *= part.scale
+
+    def fit(self, C: float, gamma: float):
+        return RbfMachine.fit(self.rows, self.part.codes, self.weights, C, gamma, self.part.scale, self.cache_size)[0]
+
+
+class _Nystroem:
+    """Landmarks for one gamma after the other; of the same gamma each C starts from the one before."""
+
+    def __init__(self, part: LinearProblem, seed: int, max_iter: int, cache_size: float, n_landmarks: int):
+        self.part, self.passes = part, min(max_iter, _SELECTION_PASSES)
+        self.rows = landmark_rows(part, min(n_landmarks, SELECTION_LANDMARKS), seed)
+        self.problem: NystroemProblem | None = None
+        self.solution: LinearSolution | None = None
+
+    def fit(self, C: float, gamma: float):
+        if self.problem is None or self.problem.landmarks.gamma != gamma:
+            self.problem = None  # two bases at a time would be the largest thing in memory
+            self.problem, self.solution = NystroemProblem(self.part, Landmarks(self.rows, gamma, self.part.dtype)), None
+        self.solution = self.problem.solve(C, _SELECTION_TOL, self.passes, self.solution)
+        return self.problem.machine(self.solution)
+
+
+def landmark_rows(problem: LinearProblem, n_landmarks: int, seed: int) -> np.ndarray:
+    """About `n_landmarks` scaled rows, float64, each class with its share, by hash of seed and row number; in one pass.
+
+    Rows of weight 0 are none: a landmark held out would be told from all rows trained on by its own feature.
+    """
+    weight = problem.sample_weight
+    counted = np.arange(len(problem.codes)) if weight is None else np.flatnonzero(weight)
+    rows = counted[stratified_sample(problem.codes[counted], len(problem.row_weights), seed, n_landmarks)[0]]
+    landmarks = gather(problem.source, rows, problem.dtype, np.float64)
+    landmarks *= problem.scale
+    return landmarks

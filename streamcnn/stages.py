@@ -42,6 +42,8 @@ class Shapes:
     keep_features: bool
     n_jobs: int
     svc_cache_bytes: int
+    n_landmarks: int
+    probability: bool
 
     @property
     def itemsize(self) -> int:
@@ -52,6 +54,11 @@ class Shapes:
     def reduced(self) -> int:
         """Width of the rows the SVM gets."""
         return self.n_features if self.n_components is None else self.n_components
+
+    @property
+    def n_vectors(self) -> int:
+        """Support vectors or landmarks at most."""
+        return min(self.n_rows, self.n_landmarks) if self.kernel == "nystroem" else self.n_rows
 
     @property
     def feature_bytes(self) -> int:
@@ -113,9 +120,17 @@ def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int
         blocks = {"row block": block_rows(d) * d * 4, "reduced block": block_rows(d) * k * 4, "components": 12 * k * d + 32 * d}
         result.append(StagePlan("project", added(reading, blocks, {"HDF5 reduced": open_shard_bytes(k, 4)}), 1, s.reduced_bytes))
         reading = {"HDF5 reduced": open_shard_bytes(k, 4), "components": 8 * k * d}
-    svm = svm_bytes(s.kernel, s.reduced, s.class_counts, cache_bytes=s.svc_cache_bytes, n_jobs=s.n_jobs)
-    learnt = fitted_svm_bytes(s.kernel, s.reduced, len(s.class_counts), s.n_rows)
-    result.append(StagePlan("svm", added(reading, svm), svm_passes(s.kernel), learnt))
+    svm = svm_bytes(
+        s.kernel,
+        s.reduced,
+        s.class_counts,
+        cache_bytes=s.svc_cache_bytes,
+        n_jobs=s.n_jobs,
+        n_landmarks=s.n_landmarks,
+        probability=s.probability,
+    )
+    learnt = fitted_svm_bytes(s.kernel, s.reduced, len(s.class_counts), s.n_vectors)
+    result.append(StagePlan("svm", added(reading, svm), svm_passes(s.kernel, s.probability), learnt))
     model = fitted_bytes(network, s)
     shards = -(-s.n_rows // shard_rows(d, s.itemsize)) if s.keep_features else 0
     result.append(StagePlan("save", added({"model": model, "virtual data set": _VIRTUAL_BYTES * shards, "HDF5 model": 4 << 20}), 0, model))
@@ -141,7 +156,7 @@ def fitted_bytes(network: Network, shapes: Shapes) -> int:
     s, n_classes = shapes, len(shapes.class_counts)
     filters = sum(4 * int(np.prod(g.filters_shape)) for g in network.geometry)
     components = 0 if s.n_components is None else fitted_pca_bytes(s.n_features, s.n_components)
-    return filters + components + fitted_svm_bytes(s.kernel, s.reduced, n_classes, s.n_rows)
+    return filters + components + fitted_svm_bytes(s.kernel, s.reduced, n_classes, s.n_vectors)
 
 
 def predict_claims(network: Network, n_components: int | None, kernel: str, n_classes: int, n_support: int) -> dict[str, int]:

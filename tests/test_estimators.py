@@ -170,7 +170,7 @@ def test_features_are_float32_rows_rounded_to_their_dtype(digits):
             MemoryBudgetError,
             r"memory_limit of 10.0 MiB is too small: stage .* set memory_limit to at least \d+MiB",
         ),
-        ({"kernel": "poly"}, ParameterError, "kernel must be one of auto, linear, rbf, got 'poly'"),
+        ({"kernel": "poly"}, ParameterError, "kernel must be one of auto, linear, rbf, nystroem, got 'poly'"),
         ({"C": -1}, ParameterError, "C must be a positive number"),
         ({"gamma": "big"}, ParameterError, "gamma must be a positive number"),
         ({"device": "tpu"}, ParameterError, "device must be one of"),

