@@ -385,8 +385,11 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     n_threads = resolve_n_jobs(args.threads)
     options = {"sizes": args.rows, "folders": args.images and [Path(folder) for folder in args.images]}
     options = {name: value for name, value in (options | {"alone": args.alone or None}).items() if value is not None}
-    if options and (args.name != "svm" or args.emulate is not None):
-        raise ParameterError(f"--rows, --images and --alone are for bench svm without --emulate, got bench {args.name}; leave them away")
+    allowed = {"svm": {"sizes", "folders", "alone"}, "pipeline": {"folders"}}.get(args.name, set()) if args.emulate is None else set()
+    if not options.keys() <= allowed:
+        raise ParameterError(
+            f"--rows and --alone are for bench svm, --images for bench svm and pipeline, without --emulate; got them for bench {args.name}"
+        )
     if args.emulate is None:
         result = run_benchmarks(args.name, n_threads, args.repeats, args.shrink, **options)
     else:

@@ -221,7 +221,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _add(self, block: np.ndarray, n_valid: int) -> None:
         if self._state is None:
-            self._state = Moments(block[:n_valid].mean(axis=0, dtype=np.float64), block.dtype)
+            self._state = Moments(block[:n_valid].mean(axis=0, dtype=np.float64), block.dtype, self.n_jobs_)
         self._state.add(block, n_valid)
         self.n_samples_seen_ = self._state.n
 

@@ -2,8 +2,10 @@
 
 import math
 
+from streamcnn.eigen import takes_float32
 from streamcnn.errors import ParameterError
 from streamcnn.incremental import incremental_batches
+from streamcnn.moments import n_strips
 from streamcnn.randomized import PASSES, n_directions, n_sample_rows, pass_rows
 from streamcnn.rows import block_rows
 
@@ -60,7 +62,13 @@ def pca_passes(solver: str, n_features: int = 1, n_components: int | None = None
 
 
 def pca_bytes(
-    solver: str, n_features: int, n_components: int | None, n_rows: int, batch_size: int | None = None, itemsize: int = 4
+    solver: str,
+    n_features: int,
+    n_components: int | None,
+    n_rows: int,
+    batch_size: int | None = None,
+    itemsize: int = 4,
+    n_jobs: int = 1,
 ) -> dict[str, int]:
     """Bytes of each buffer of `StreamingPCA.fit`, what the source of the rows holds left out.
 
@@ -71,6 +79,8 @@ def pca_bytes(
     n_components, batch_size : int or None
     itemsize : int
         Of the rows.
+    n_jobs : int
+        Threads of `"covariance"`.
 
     Notes
     -----
@@ -81,12 +91,16 @@ def pca_bytes(
     d, k = n_features, min(n_components or n_features, n_rows, n_features)
     name = resolve_solver(solver, d, k)
     if name == "covariance":
-        return {
+        claims = {
             "row block": block_rows(d) * d * itemsize,
             "Gram matrix": 8 * d * d,
-            "strip of products": 256 * d * (itemsize + 8),
+            "strips of products": 256 * d * (n_strips(d, n_jobs) * itemsize + 8),
             "components": 20 * k * d + 30 * 8 * d,
         }
+        if takes_float32(d, k):
+            # the block of rows is gone, or nearly so, when there are directions
+            claims |= {"float32 covariance": 4 * d * d, "directions": 4 * 8 * (k + max(16, k // 8)) * d}
+        return claims
     if name == "randomized":
         width = n_directions(d, k)
         # no more directions than features, or than rows vary in, besides the first ones

@@ -4,7 +4,8 @@ python tools/bench.py                    demo, convolution, extraction
 STREAMCNN_DATA=... python tools/bench.py  those and Extended Yale B; with STREAMCNN_LARGE=big.h5 also a fit of that file under 1 GiB
 python tools/bench.py conv                only this table, likewise demo, io, yale and large
 python tools/bench.py million             LinearSVC with a million rows (a quarter of an hour), likewise scaling (10 million, 8 GB of disk)
-STREAMCNN_DATA=... python tools/bench.py svm   from `cifar10/train` and `cifar10/test` there, a folder of images for each class
+python tools/bench.py pca                 IncrementalPCA, by its first batches
+STREAMCNN_DATA=... python tools/bench.py svm   and pipeline: from `cifar10/train` and `cifar10/test` there, a folder for each class
 """
 
 import json
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from streamcnn import bench, iobench, svmbench
+from streamcnn import bench, iobench, pcabench, pipebench, svmbench
 from streamcnn.reproduce import PAPER
 
 README = Path(__file__).parent.parent / "README.md"
@@ -79,10 +80,10 @@ def io_table() -> str:
     return "\n".join([iobench.table(result["io"]), "", machine(result), *(f"- {line}" for line in iobench.summary(result["io"]))])
 
 
-def svm_table(*arguments: str) -> str:
-    """`streamcnn bench svm`."""
-    result = run("bench", "svm", *arguments)
-    return "\n".join([svmbench.table(result["svm"]), "", machine(result).rstrip()])
+def bench_table(name: str, module: Any, *arguments: str) -> str:
+    """`streamcnn bench NAME`, of which `module` makes a table."""
+    result = run("bench", name, *arguments)
+    return "\n".join([module.table(result[name]), "", machine(result).rstrip()])
 
 
 def large_table(path: Path) -> str:
@@ -126,12 +127,14 @@ def main(names: list[str]) -> None:
         tables["yale"] = lambda: yale_table(Path(folder) / "CroppedYale")
     # minutes to a quarter of an hour each: only when asked for
     slow: dict[str, Callable[[], str]] = {
-        "million": lambda: svm_table("--rows", "1000000", "--repeats", "1"),
-        "scaling": lambda: svm_table("--alone", "--rows", "100000", "1000000", "10000000"),
+        "pca": lambda: bench_table("pca", pcabench, "--repeats", "2"),
+        "million": lambda: bench_table("svm", svmbench, "--rows", "1000000", "--repeats", "1"),
+        "scaling": lambda: bench_table("svm", svmbench, "--alone", "--rows", "100000", "1000000", "10000000"),
     }
     if folder:
         parts = [str(Path(folder) / "cifar10" / part) for part in ("train", "test")]
-        slow["svm"] = lambda: svm_table("--images", *parts, "--rows", "60000", "--repeats", "2")
+        slow["svm"] = lambda: bench_table("svm", svmbench, "--images", *parts, "--rows", "60000", "--repeats", "2")
+        slow["pipeline"] = lambda: bench_table("pipeline", pipebench, "--images", *parts, "--repeats", "1")
     if unknown := set(names) - tables.keys() - slow.keys():
         raise SystemExit(
             f"no table {', '.join(sorted(unknown))}: there are {', '.join([*tables, *slow])}" + ("" if folder else "; set STREAMCNN_DATA")
