@@ -23,6 +23,11 @@ def takes_float32(d: int, k: int) -> bool:
     return d >= NARROWEST and 4 * k <= d
 
 
+def n_pairs(d: int, k: int) -> int:
+    """Pairs computed for `k` wanted."""
+    return min(d, k + max(16, k // _MORE))
+
+
 def leading_pairs(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The `k` largest eigenvalues of a symmetric matrix >= 0, ascending, and their eigenvectors.
 
@@ -50,7 +55,7 @@ def leading_pairs(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """
     d = len(matrix)
     if takes_float32(d, k):
-        found = _refined(matrix, k, min(d, k + max(16, k // _MORE)))
+        found = _refined(matrix, k, n_pairs(d, k))
         if found is not None:
             return found
         logger.info("leading eigenpairs by LAPACK in float64: the spectrum is too flat or too steep for float32")

@@ -10,12 +10,12 @@ from sklearn.utils.validation import check_array, check_is_fitted
 
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.incremental import iter_incremental
-from streamcnn.moments import Moments
+from streamcnn.moments import Moments, gram_rows
 from streamcnn.pcaplan import choose_solver
 from streamcnn.pcasaved import RESULTS, arrays_of, restore
 from streamcnn.projection import Projector, deviation
 from streamcnn.randomized import randomized_pca
-from streamcnn.rowinput import blocks_of, check_finite, is_batches, is_rows, open_rows
+from streamcnn.rowinput import Pieces, blocks_of, check_finite, is_batches, is_rows, open_rows
 from streamcnn.rows import ArrayRows, block_rows, iter_blocks
 from streamcnn.threads import limit_blas, resolve_n_jobs
 
@@ -108,9 +108,11 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             self._start(k)
             with limit_blas(self.n_jobs_):
                 if self.solver_ == "covariance":
-                    block = np.empty((block_rows(self.n_features_in_), self.n_features_in_), dtype)
-                    for _, n_valid in blocks_of(source, block):
+                    block = np.empty((gram_rows(self.n_features_in_), self.n_features_in_), dtype)
+                    pieces = Pieces(source, block_rows(self.n_features_in_)) if is_rows(source) else source
+                    for _, n_valid in blocks_of(pieces, block):
                         self._add(block, n_valid)
+                    del block
                     self._finish()
                 elif self.solver_ == "randomized":
                     self._fit_randomized(source, k, dtype)
@@ -153,7 +155,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 source.read(0, source.n_rows, batch)
                 self._add_incremental(batch)
                 return self
-            block = np.empty((block_rows(self.n_features_in_), self.n_features_in_), dtype)
+            block = np.empty((gram_rows(self.n_features_in_), self.n_features_in_), dtype)
             for _, n_valid in iter_blocks(source, block):
                 self._add(block, n_valid)
         self._drop_results()

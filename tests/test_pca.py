@@ -464,4 +464,6 @@ def test_declared_bytes_are_named():
     assert sum(claims.values()) - claims["float32 covariance"] < 1.75 * 8 * 4096**2
     # nearly all components, and narrow rows: LAPACK alone
     assert "float32 covariance" not in pca_bytes("covariance", 4096, 2000, 50_000) | pca_bytes("covariance", 1000, 20, 50_000)
+    # rows and directions are never there at the same time
+    assert "row block" not in claims and "row block" in pca_bytes("covariance", 1000, 20, 50_000)
     assert "IncrementalPCA" in pca_bytes("incremental", 10_000, 100, 1000)
