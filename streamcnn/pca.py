@@ -237,7 +237,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self._keep(values, vectors, state.mean, state.variance)
 
     def _fit_randomized(self, source, k: int, dtype) -> None:
-        found = randomized_pca(source, k, self._check_n_components, dtype, int(self.random_state or 0), self.n_jobs_)
+        found = randomized_pca(source, k, self._check_n_components, dtype, int(self.random_state or 0))
         self.n_samples_seen_, self.n_passes_ = found.n, found.n_passes
         self._keep(found.values, found.vectors, found.mean, found.variance)
 

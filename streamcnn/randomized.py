@@ -16,7 +16,6 @@ from streamcnn.krylov import KrylovSpace
 from streamcnn.moments import make_largest_positive
 from streamcnn.rowinput import Batches, Pieces, blocks_of, check_finite, is_rows
 from streamcnn.rows import Rows, block_rows, recut
-from streamcnn.threads import limit_blas, share
 
 logger = logging.getLogger("streamcnn")
 
@@ -24,8 +23,6 @@ logger = logging.getLogger("streamcnn")
 PASSES = 6
 # passes end when less than this share of the variance that exact components capture is missing, by `Leading.missing`
 _MISSING = 6e-5
-# columns that a thread takes at a time
-_STRIP = 1024
 # consecutive rows of the sample, which is read from all over the source
 _STRIPE = 16
 
@@ -69,8 +66,6 @@ class CovarianceProduct:
         Of a block.
     squares : bool
         Whether to sum the squares of each column too.
-    n_jobs : int
-        Threads.
 
     Attributes
     ----------
@@ -82,7 +77,7 @@ class CovarianceProduct:
         Sum of (x q) x' over shifted rows x, for each direction q.
     """
 
-    def __init__(self, directions: np.ndarray, shift: np.ndarray, dtype, n_rows: int, squares: bool = False, n_jobs: int = 1):
+    def __init__(self, directions: np.ndarray, shift: np.ndarray, dtype, n_rows: int, squares: bool = False):
         self.n = 0
         self.shift = shift.astype(dtype).astype(np.float64)
         self.total = np.zeros(len(shift))
@@ -90,33 +85,17 @@ class CovarianceProduct:
         self.product = np.zeros(directions.shape)
         self._directions = directions.astype(dtype)
         self._projected = np.empty((n_rows, len(directions)), dtype)
-        self._product, self._n_jobs = np.empty(directions.size, dtype), n_jobs
+        self._product = np.empty(directions.shape, dtype)
 
     def add(self, block: np.ndarray, n_valid: int) -> None:
-        """Take in a zero-padded block (n_rows, d) of `n_valid` rows. `block` is overwritten. 4 * n_rows * l * d operations.
-
-        Threads take strips of columns, as in `Moments`: shift and sums by one thread were a fifth of the time at 16,384 columns.
-        """
-        shift, width = self.shift.astype(block.dtype), len(self.product)
-        starts = range(0, len(shift), _STRIP)
-
-        def prepare(start: int) -> None:
-            here = slice(start, start + _STRIP)
-            block[:n_valid, here] -= shift[here]
-            self.total[here] += block[:, here].sum(axis=0, dtype=np.float64)
-            if self.squares is not None:
-                self.squares[here] += np.einsum("ij,ij->j", block[:, here], block[:, here])
-
-        def multiply(start: int) -> None:
-            stop = min(start + _STRIP, len(shift))
-            strip = self._product[start * width : stop * width].reshape(width, stop - start)
-            np.matmul(self._projected.T, block[:, start:stop], out=strip)
-            self.product[:, start:stop] += strip
-
-        share(prepare, starts, self._n_jobs)
+        """Take in a zero-padded block (n_rows, d) of `n_valid` rows. `block` is overwritten. 4 * n_rows * l * d operations."""
+        block[:n_valid] -= self.shift.astype(block.dtype)
+        self.total += block.sum(axis=0, dtype=np.float64)
+        if self.squares is not None:
+            self.squares += np.einsum("ij,ij->j", block, block)
         np.matmul(block, self._directions.T, out=self._projected)
-        with limit_blas(1):
-            share(multiply, starts, self._n_jobs)
+        np.matmul(self._projected.T, block, out=self._product)
+        self.product += self._product
         self.n += n_valid
 
     def merge(self, other: "CovarianceProduct") -> None:
@@ -162,7 +141,7 @@ class RandomizedResult:
     missing: float
 
 
-def randomized_pca(source: Rows | Batches, most: int, resolve: Callable[[int], int], dtype, seed: int, n_jobs: int = 1) -> RandomizedResult:
+def randomized_pca(source: Rows | Batches, most: int, resolve: Callable[[int], int], dtype, seed: int) -> RandomizedResult:
     """Leading principal components in a few passes over `source`.
 
     Parameters
@@ -174,7 +153,7 @@ def randomized_pca(source: Rows | Batches, most: int, resolve: Callable[[int], i
         Number of rows -> components wanted; raises when there are too few rows.
     dtype : numpy dtype
         Of blocks and their products.
-    seed, n_jobs : int
+    seed : int
 
     Returns
     -------
@@ -192,7 +171,7 @@ def randomized_pca(source: Rows | Batches, most: int, resolve: Callable[[int], i
     block = np.empty((pass_rows(d, width), d), dtype)
     n_passes = 0
     while True:
-        sums = CovarianceProduct(space.blocks[-1], shift, dtype, len(block), n_passes == 0, n_jobs)
+        sums = CovarianceProduct(space.blocks[-1], shift, dtype, len(block), squares=n_passes == 0)
         for _, n_valid in blocks_of(Pieces(source, block_rows(d)) if is_rows(source) else source, block):
             sums.add(block, n_valid)
         n_passes += 1
