@@ -30,7 +30,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     n_components : int or None
         None: as many as rows and features allow (`"incremental"` from batches: as the first batch allows).
     solver : {"auto", "covariance", "incremental", "randomized"}
-        `"covariance"`: exact, mergeable, 8 * n_features^2 bytes. `"randomized"`: at least 0.9999 of the exact captured variance (a
+        `"covariance"`: exact, mergeable, 12 * n_features^2 bytes. `"randomized"`: at least 0.9999 of the exact captured variance (a
         warning is logged otherwise) in 2 to 6 passes, at most 90 * n_components * n_features + 4300 * n_components^2 bytes.
         `"incremental"`: scikit-learn's `IncrementalPCA`, 0.97 to 1.0 of the exact captured variance,
         52 * (batch_size + n_components) * n_features bytes. `"auto"`: covariance up to 8,192 features (and beyond for so many
