@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from streamcnn import iobench, pcabench
+from streamcnn import iobench, pcabench, pipebench, svmbench
 from streamcnn.errors import ParameterError, StreamCNNError
 from streamcnn.estimators import StreamCNNClassifier
 from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, empty_lines
@@ -67,7 +67,7 @@ CONV_CASES = (
 )
 
 
-def run_benchmarks(name: str, n_threads: int, repeats: int = 9, shrink: int = 1) -> dict[str, Any]:
+def run_benchmarks(name: str, n_threads: int, repeats: int = 9, shrink: int = 1, **options: Any) -> dict[str, Any]:
     """Run one benchmark, or all of them.
 
     Parameters
@@ -80,6 +80,8 @@ def run_benchmarks(name: str, n_threads: int, repeats: int = 9, shrink: int = 1)
         Of which the median is taken.
     shrink : int
         Divides the number of images, to try the benchmark out.
+    **options
+        More arguments of one benchmark, when only that one runs.
 
     Returns
     -------
@@ -95,7 +97,7 @@ def run_benchmarks(name: str, n_threads: int, repeats: int = 9, shrink: int = 1)
     _check_name(name)
     names = list(BENCHMARKS) if name == "all" else [name]
     start = time.perf_counter()
-    results = {each: BENCHMARKS[each](n_threads, repeats, shrink) for each in names}
+    results = {each: BENCHMARKS[each](n_threads, repeats, shrink, **options) for each in names}
     torch = torch_with(n_threads)
     versions = {package: version(package) for package in ("streamcnn", "numpy", "numba")} | {"torch": torch and torch.__version__}
     return {
@@ -238,7 +240,13 @@ def _latency_ms(kernel: str, n_threads: int, repeats: int) -> float:
     return 1e3 * medians({"predict": lambda: classifier.predict(one)}, repeats, rest=0)["predict"]
 
 
-BENCHMARKS: dict[str, Callable[[int, int, int], dict[str, Any]]] = {"conv": conv, "io": iobench.extraction, "pca": pcabench.measure}
+BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "conv": conv,
+    "io": iobench.extraction,
+    "pca": pcabench.measure,
+    "svm": svmbench.measure,
+    "pipeline": pipebench.measure,
+}
 """Name to function of (threads, repetitions, shrink); each returns a JSON object that its docstring describes."""
 
 
@@ -251,8 +259,9 @@ def report(result: dict[str, Any]) -> str:
         lines += ["", conv_table(result["conv"]), *conv_summary(result["conv"])]
     if "io" in result:
         lines += ["", iobench.table(result["io"]), *iobench.summary(result["io"])]
-    if "pca" in result:
-        lines += ["", pcabench.table(result["pca"])]
+    for name, module in (("pca", pcabench), ("svm", svmbench), ("pipeline", pipebench)):
+        if name in result:
+            lines += ["", module.table(result[name])]
     return "\n".join(lines)
 
 

@@ -122,7 +122,7 @@ def svm_bytes(
         "margins": 4 * group * together * itemsize,
         "active rows": active_bytes(n_rows, group),
         "Hessians": 8 * group * k1 * k1,
-        "block products and factor": (lanes * itemsize + 16) * k1 * k1,
+        "block products and factor": (lanes * itemsize + 8) * k1 * k1,
     }
     # sums of squares are taken in float64, before there are Hessians
     measuring = (2 * 8 + itemsize) * rows * k - sum(solving.values())

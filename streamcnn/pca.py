@@ -10,12 +10,12 @@ from sklearn.utils.validation import check_array, check_is_fitted
 
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.incremental import iter_incremental
-from streamcnn.moments import Moments
+from streamcnn.moments import Moments, gram_rows
 from streamcnn.pcaplan import choose_solver
 from streamcnn.pcasaved import RESULTS, arrays_of, restore
 from streamcnn.projection import Projector, deviation
 from streamcnn.randomized import randomized_pca
-from streamcnn.rowinput import blocks_of, check_finite, is_batches, is_rows, open_rows
+from streamcnn.rowinput import Pieces, blocks_of, check_finite, is_batches, is_rows, open_rows
 from streamcnn.rows import ArrayRows, block_rows, iter_blocks
 from streamcnn.threads import limit_blas, resolve_n_jobs
 
@@ -30,7 +30,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     n_components : int or None
         None: as many as rows and features allow (`"incremental"` from batches: as the first batch allows).
     solver : {"auto", "covariance", "incremental", "randomized"}
-        `"covariance"`: exact, mergeable, 8 * n_features^2 bytes. `"randomized"`: at least 0.9999 of the exact captured variance (a
+        `"covariance"`: exact, mergeable, 12 * n_features^2 bytes. `"randomized"`: at least 0.9999 of the exact captured variance (a
         warning is logged otherwise) in 2 to 6 passes, at most 90 * n_components * n_features + 4300 * n_components^2 bytes.
         `"incremental"`: scikit-learn's `IncrementalPCA`, 0.97 to 1.0 of the exact captured variance,
         52 * (batch_size + n_components) * n_features bytes. `"auto"`: covariance up to 8,192 features (and beyond for so many
@@ -108,9 +108,11 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             self._start(k)
             with limit_blas(self.n_jobs_):
                 if self.solver_ == "covariance":
-                    block = np.empty((block_rows(self.n_features_in_), self.n_features_in_), dtype)
-                    for _, n_valid in blocks_of(source, block):
+                    block = np.empty((gram_rows(self.n_features_in_), self.n_features_in_), dtype)
+                    pieces = Pieces(source, block_rows(self.n_features_in_)) if is_rows(source) else source
+                    for _, n_valid in blocks_of(pieces, block):
                         self._add(block, n_valid)
+                    del block
                     self._finish()
                 elif self.solver_ == "randomized":
                     self._fit_randomized(source, k, dtype)
@@ -153,7 +155,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 source.read(0, source.n_rows, batch)
                 self._add_incremental(batch)
                 return self
-            block = np.empty((block_rows(self.n_features_in_), self.n_features_in_), dtype)
+            block = np.empty((gram_rows(self.n_features_in_), self.n_features_in_), dtype)
             for _, n_valid in iter_blocks(source, block):
                 self._add(block, n_valid)
         self._drop_results()
@@ -221,7 +223,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _add(self, block: np.ndarray, n_valid: int) -> None:
         if self._state is None:
-            self._state = Moments(block[:n_valid].mean(axis=0, dtype=np.float64), block.dtype)
+            self._state = Moments(block[:n_valid].mean(axis=0, dtype=np.float64), block.dtype, self.n_jobs_)
         self._state.add(block, n_valid)
         self.n_samples_seen_ = self._state.n
 

@@ -2,10 +2,11 @@
 
 import math
 
+from streamcnn.eigen import n_pairs, takes_float32
 from streamcnn.errors import ParameterError
 from streamcnn.incremental import incremental_batches
+from streamcnn.moments import gram_rows, n_strips
 from streamcnn.randomized import PASSES, n_directions, n_sample_rows, pass_rows
-from streamcnn.rows import block_rows
 
 # a saved model holds the place of its solver in this list: new ones go to the end
 SOLVERS = ("auto", "covariance", "incremental", "randomized")
@@ -60,7 +61,13 @@ def pca_passes(solver: str, n_features: int = 1, n_components: int | None = None
 
 
 def pca_bytes(
-    solver: str, n_features: int, n_components: int | None, n_rows: int, batch_size: int | None = None, itemsize: int = 4
+    solver: str,
+    n_features: int,
+    n_components: int | None,
+    n_rows: int,
+    batch_size: int | None = None,
+    itemsize: int = 4,
+    n_jobs: int = 1,
 ) -> dict[str, int]:
     """Bytes of each buffer of `StreamingPCA.fit`, what the source of the rows holds left out.
 
@@ -71,6 +78,8 @@ def pca_bytes(
     n_components, batch_size : int or None
     itemsize : int
         Of the rows.
+    n_jobs : int
+        Threads of `"covariance"`.
 
     Notes
     -----
@@ -81,12 +90,12 @@ def pca_bytes(
     d, k = n_features, min(n_components or n_features, n_rows, n_features)
     name = resolve_solver(solver, d, k)
     if name == "covariance":
-        return {
-            "row block": block_rows(d) * d * itemsize,
-            "Gram matrix": 8 * d * d,
-            "strip of products": 256 * d * (itemsize + 8),
-            "components": 20 * k * d + 30 * 8 * d,
-        }
+        claims = {"Gram matrix": 8 * d * d, "strips of products": 256 * d * (n_strips(d, n_jobs) * itemsize + 8)}
+        in_pass = {"row block": gram_rows(d) * d * itemsize}
+        after = {"components": 20 * k * d + 30 * 8 * d}
+        if takes_float32(d, k):
+            after = {"float32 covariance": 4 * d * d, "directions": 4 * 8 * n_pairs(d, k) * d}
+        return claims | max((in_pass, after), key=lambda part: sum(part.values()))
     if name == "randomized":
         width = n_directions(d, k)
         # no more directions than features, or than rows vary in, besides the first ones

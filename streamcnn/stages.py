@@ -115,7 +115,7 @@ def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int
         writing = {"HDF5 features": open_shard_bytes(d, s.itemsize), "label codes": 16 * chunk}
         result.append(StagePlan("extract", added(images, writing), 1, s.feature_bytes))
     if k is not None and s.pca_solver is not None:
-        claims = added(reading, pca_bytes(s.pca_solver, d, k, s.n_rows))
+        claims = added(reading, pca_bytes(s.pca_solver, d, k, s.n_rows, n_jobs=s.n_jobs))
         result.append(StagePlan("pca", claims, pca_passes(s.pca_solver, d, k), fitted_pca_bytes(d, k)))
         blocks = {"row block": block_rows(d) * d * 4, "reduced block": block_rows(d) * k * 4, "components": 12 * k * d + 32 * d}
         result.append(StagePlan("project", added(reading, blocks, {"HDF5 reduced": open_shard_bytes(k, 4)}), 1, s.reduced_bytes))

@@ -1,6 +1,9 @@
 """How many threads, and holding BLAS to that number."""
 
 import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
 
@@ -38,6 +41,34 @@ def resolve_n_jobs(n_jobs: int | None) -> int:
 def limit_blas(n_jobs: int) -> AbstractContextManager:
     """Context in which BLAS uses `n_jobs` threads: another number gives other last bits."""
     return _controller().limit(limits=n_jobs, user_api="blas")
+
+
+def share(work: Callable, items: Iterable, n_threads: int) -> None:
+    """Call `work(item)` for each item, on `n_threads` threads of which this one is the first; each takes the next item when it is free.
+
+    Waits for all; what `work` raises is raised here. Starting the others takes a fifth of a millisecond.
+    """
+    left = deque(items)
+
+    def take() -> None:
+        while True:
+            try:
+                item = left.popleft()
+            except IndexError:
+                return
+            work(item)
+
+    if n_threads == 1:
+        take()
+        return
+    with ThreadPoolExecutor(n_threads - 1) as pool:
+        others = [pool.submit(take) for _ in range(n_threads - 1)]
+        try:
+            take()
+        finally:
+            left.clear()
+        for other in others:
+            other.result()
 
 
 @cache

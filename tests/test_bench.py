@@ -111,14 +111,21 @@ def test_bench_pca_prints_a_row_for_each_contestant(capsys):
 
 def test_unknown_benchmarks_and_cpus_are_refused_by_name(capsys):
     """A name that is no benchmark (yet), no emulated CPU, or no number of repetitions, is one clear sentence."""
-    assert main(["bench", "svm"]) == 1
-    assert "the benchmark must be one of conv, io, pca, all, got 'svm'" in capsys.readouterr().err
+    assert main(["bench", "rbf"]) == 1
+    assert "the benchmark must be one of conv, io, pca, svm, pipeline, all, got 'rbf'" in capsys.readouterr().err
+    assert main(["bench", "pca", "--rows", "5000"]) == 1
+    assert (
+        "--rows and --alone are for bench svm, --images for bench svm and pipeline, without --emulate; got them for bench pca"
+        in capsys.readouterr().err
+    )
+    assert main(["bench", "svm", "--rows", "5000", "0"]) == 1
+    assert "--rows must be at least 1000, got 0" in capsys.readouterr().err
     assert main(["bench", "conv", "--emulate", "sse2"]) == 1
     assert "--emulate must be one of avx2, got 'sse2'" in capsys.readouterr().err
     assert main(["bench", "conv", "--repeats", "0"]) == 1
     assert "--repeats must be at least 1, got 0" in capsys.readouterr().err
-    with pytest.raises(ParameterError, match="must be one of conv, io, pca, all, got 'svm'"):
-        bench.emulated("avx2", "svm", 1, 1, 1)
+    with pytest.raises(ParameterError, match="must be one of conv, io, pca, svm, pipeline, all, got 'rbf'"):
+        bench.emulated("avx2", "rbf", 1, 1, 1)
 
 
 def test_emulation_runs_a_child_held_to_the_older_cpu(monkeypatch):

@@ -227,6 +227,31 @@ def test_an_indefinite_hessian_is_lifted_to_give_a_descent_direction():
     assert gradient @ _newton_direction(hessian.copy(), gradient) < 0
 
 
+def test_a_lifted_hessian_is_otherwise_as_it_was():
+    """What a failed factorisation has overwritten is put back: the direction solves the system with the diagonal lifted alone."""
+    rng = np.random.default_rng(0)
+    half = rng.standard_normal((6, 4))
+    hessian = np.asfortranarray(half @ half.T)
+    hessian[np.diag_indices(6)] -= 1e-9 * hessian.diagonal().max()
+    assert np.linalg.eigvalsh(hessian)[0] < 0
+    gradient, largest = rng.standard_normal(6), hessian.diagonal().max()
+    lifts = [largest * 1e-7 * 10**step for step in range(3)]
+    expected = [-np.linalg.solve(hessian + lift * np.eye(6), gradient) for lift in lifts]
+    found = _newton_direction(hessian, gradient)
+    assert any(np.allclose(found, direction, rtol=1e-6) for direction in expected)
+
+
+@pytest.mark.parametrize(("k", "n_classes"), [(200, 1000), (4096, 5), (2000, 100)])
+def test_many_classes_and_wide_rows_stay_bounded(k, n_classes):
+    """Hessians of 64 MiB or one of them, one more to factor and a float32 product; the rest follows from blocks of rows and planes."""
+    claims = svm_bytes("linear", k, [100_000] * n_classes, n_jobs=4)
+    hessian = 8 * (k + 1) ** 2
+    assert claims["Hessians"] <= max(64 << 20, hessian) and claims["block products and factor"] <= (3 if k < 1024 else 1.5) * hessian
+    of_rows = {"label codes", "active rows", "sample"}
+    rest = sum(size for name, size in claims.items() if name not in of_rows) - claims["Hessians"] - claims["block products and factor"]
+    assert rest < (160 << 20) and claims["active rows"] <= 64 << 20 and claims["sample"] <= 2 * (64 << 20)
+
+
 @pytest.mark.parametrize(("n_classes", "C"), [(4, 1.0), (2, 1.0), (2, 100.0)])
 def test_linear_reads_the_rows_once_a_pass(n_classes, C):
     """One pass for sizes and one per Newton pass, those of smaller C included: the line search has none of its own."""
@@ -572,8 +597,15 @@ print(exact and peak is not None, (peak or 0) - before, sum(declared.values()))
 @pytest.mark.parametrize(
     ("kernel", "n", "k", "classes", "least"),
     # libsvm's cache and the support vectors are upper bounds, and the sample is there twice only before the solver is
-    [("linear", 20_000, 200, 20, 0.6), ("linear", 2500, 1000, 3, 0.75), ("linear", 4000, 200, 997, 0.6), ("rbf", 3500, 300, 4, 0.2)]
-    + [("nystroem", 6000, 100, 10, 0.6), ("nystroem", 3000, 20, 300, 0.5)],
+    [
+        ("linear", 20_000, 200, 20, 0.6),
+        ("linear", 2500, 1000, 3, 0.75),
+        ("linear", 1200, 1500, 3, 0.75),
+        ("linear", 4000, 200, 997, 0.6),
+        ("rbf", 3500, 300, 4, 0.2),
+        ("nystroem", 6000, 100, 10, 0.6),
+        ("nystroem", 3000, 20, 300, 0.5),
+    ],
 )
 def test_declared_bytes_cover_those_used(kernel, n, k, classes, least):
     """The peak of a fit in a fresh process is not above the sum of its declared buffers by more than a tenth, nor far below."""

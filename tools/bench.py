@@ -3,6 +3,9 @@
 python tools/bench.py                    demo, convolution, extraction
 STREAMCNN_DATA=... python tools/bench.py  those and Extended Yale B; with STREAMCNN_LARGE=big.h5 also a fit of that file under 1 GiB
 python tools/bench.py conv                only this table, likewise demo, io, yale and large
+python tools/bench.py million             LinearSVC with a million rows (a quarter of an hour), likewise scaling (10 million, 8 GB of disk)
+python tools/bench.py pca                 IncrementalPCA, by its first batches
+STREAMCNN_DATA=... python tools/bench.py svm   and pipeline: from `cifar10/train` and `cifar10/test` there, a folder for each class
 """
 
 import json
@@ -16,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from streamcnn import bench, iobench
+from streamcnn import bench, iobench, pcabench, pipebench, svmbench
 from streamcnn.reproduce import PAPER
 
 README = Path(__file__).parent.parent / "README.md"
@@ -77,6 +80,12 @@ def io_table() -> str:
     return "\n".join([iobench.table(result["io"]), "", machine(result), *(f"- {line}" for line in iobench.summary(result["io"]))])
 
 
+def bench_table(name: str, module: Any, *arguments: str) -> str:
+    """`streamcnn bench NAME`, of which `module` makes a table."""
+    result = run("bench", name, *arguments)
+    return "\n".join([module.table(result[name]), "", machine(result).rstrip()])
+
+
 def large_table(path: Path) -> str:
     """A fit of a file far larger than the limit: `tools/make_dataset.py` makes one of any size."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -116,12 +125,22 @@ def main(names: list[str]) -> None:
         tables["large"] = lambda: large_table(Path(large))
     if folder:
         tables["yale"] = lambda: yale_table(Path(folder) / "CroppedYale")
-    if unknown := set(names) - tables.keys():
+    # minutes to a quarter of an hour each: only when asked for
+    slow: dict[str, Callable[[], str]] = {
+        "pca": lambda: bench_table("pca", pcabench, "--repeats", "1"),
+        "million": lambda: bench_table("svm", svmbench, "--rows", "1000000", "--repeats", "1"),
+        "scaling": lambda: bench_table("svm", svmbench, "--alone", "--rows", "100000", "1000000", "10000000"),
+    }
+    if folder:
+        parts = [str(Path(folder) / "cifar10" / part) for part in ("train", "test")]
+        slow["svm"] = lambda: bench_table("svm", svmbench, "--images", *parts, "--rows", "60000", "--repeats", "2")
+        slow["pipeline"] = lambda: bench_table("pipeline", pipebench, "--images", *parts, "--repeats", "1")
+    if unknown := set(names) - tables.keys() - slow.keys():
         raise SystemExit(
-            f"no table {', '.join(sorted(unknown))}: there are {', '.join(tables)}" + ("" if folder else "; set STREAMCNN_DATA")
+            f"no table {', '.join(sorted(unknown))}: there are {', '.join([*tables, *slow])}" + ("" if folder else "; set STREAMCNN_DATA")
         )
     for name in names or tables:
-        write(name, tables[name]())
+        write(name, (tables | slow)[name]())
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ labels imagefiles sources arrayfiles h5images images
 kernels.jit kernels kernels.half kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
 kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters network arrays shards store
-rowinput moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
+rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
 quasinewton nystroem selection ladder calibration svm
 presets planning stages plan features progress pipeline model evaluate estimators demo reproduce
-warmup timing gpubench iobench pcabench bench commands cli __init__ __main__
+warmup timing gpubench iobench pcabench svmbench pipebench bench commands cli __init__ __main__
 """.split()
 
 
