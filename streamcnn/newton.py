@@ -278,3 +278,40 @@ class _Evaluator:
             rows *= np.sqrt(row_weights[active]).astype(rows.dtype)[:, None]
         np.matmul(rows.T, rows, out=self.product)
         self.hessian[c] += self.product
+
+
+def continued(problem: LinearProblem, coef: np.ndarray, intercept: np.ndarray, known: np.ndarray) -> LinearSolution:
+    """Planes of an earlier problem, whose rows and classes are among those of `problem`, as a start for `solve`.
+
+    Parameters
+    ----------
+    problem : LinearProblem
+    coef, intercept : ndarray of shape (n_planes, n_features) and (n_planes,), float64
+        For raw rows, as `LinearMachine` has them.
+    known : ndarray of shape (n_classes before,), int
+        Classes of `problem` that the earlier classes are.
+
+    Returns
+    -------
+    LinearSolution
+        Planes of new classes are 0. Its `start_gradient` is of `problem`, from one pass: at w = 0 all rows are active, and the
+        gradient is -2 C sum_i v_i t_i z_i.
+    """
+    n_classes, k = len(problem.row_weights), problem.source.n_features
+    before = np.column_stack([coef / problem.scale, intercept])
+    # of two classes the one plane, seen from the other side, is the first class's too
+    before = np.concatenate([-before, before]) if len(known) == 2 else before
+    weights = np.zeros((n_classes, k + 1))
+    weights[known] = before
+    block, sums = np.empty((block_rows(k), k), problem.dtype), np.zeros((n_classes, k + 1))
+    for start, n_valid in blocks_of(problem.source, block):
+        codes = problem.codes[start : start + n_valid]
+        order = np.argsort(codes, kind="stable")
+        found, first = np.unique(codes[order], return_index=True)
+        sums[found, :-1] += np.add.reduceat(block[order], first, axis=0)
+        sums[found, -1] += np.diff(np.append(first, n_valid))
+    sums[:, :-1] *= problem.scale
+    sums *= problem.row_weights[:, None]
+    gradient = 2 * np.abs(2 * sums - sums.sum(axis=0)).max(axis=1)
+    n, positive = len(problem.positive), problem.positive
+    return LinearSolution(weights[positive], np.full(n, np.inf), np.zeros(n, np.int64), np.zeros(n, bool), gradient[positive])

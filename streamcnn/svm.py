@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.ladder import KERNELS, TILE, resolve_kernel
-from streamcnn.newton import LinearMachine, LinearProblem, solve
+from streamcnn.newton import LinearMachine, LinearProblem, continued, solve
 from streamcnn.rbf import RbfMachine
 from streamcnn.rowinput import Batches, blocks_of, gather, is_batches, is_rows, open_rows, row_sizes, working_dtype
 from streamcnn.rows import ArrayRows, block_rows
@@ -123,6 +123,30 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         ParameterError
             For a parameter out of range, or `"rbf"` beyond its limits.
         """
+        return self._fit(X, y)
+
+    def refit(self, X, y, before: "StreamingSVC", known: np.ndarray):
+        """Train on the rows of a fitted SVM and further ones, with its row scaling.
+
+        Where the kernel is the same, C and gamma are those of `before`, and the linear solver starts from its planes. The result is
+        that of a training from nothing with this scaling, C and gamma, to the solver's tolerance.
+
+        Parameters
+        ----------
+        X, y
+            All rows with their labels, as `fit` takes them.
+        before : StreamingSVC
+            Fitted.
+        known : ndarray of shape (len(before.classes_),), int
+            Places of its classes among the sorted labels of `y`.
+
+        Returns
+        -------
+        self
+        """
+        return self._fit(X, y, before, known)
+
+    def _fit(self, X, y, before: Any = None, known: Any = None):
         self._check_parameters()
         source: Any
         if is_rows(X) or is_batches(X):
@@ -140,26 +164,32 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             weights = self._class_weights(classes, counts)
             kernel = resolve_kernel(self.kernel, n_rows, len(classes))
             scale = 1 / np.sqrt(mean_square) if mean_square > 0 else 1.0
+            scale = scale if before is None else before.scale_
             problem = LinearProblem(source, dtype, float(scale), codes, weights)
             gamma = None if isinstance(self.gamma, str) else float(self.gamma)
             if isinstance(self.gamma, str) and self.gamma == "scale":
                 gamma = 1 / (source.n_features * variance * scale**2) if variance > 0 else 1.0
             C = None if isinstance(self.C, str) else float(self.C)
-            C, gamma, tried = select(kernel, C, gamma, problem, self._seed(), self.max_iter, self.cache_size, self._codes_of)
+            kept = before if before is not None and before.kernel_ == kernel else None
+            if kept is not None:
+                C, gamma, tried = kept.C_, kept.gamma_, kept.selection_
+            else:
+                C, gamma, tried = select(kernel, C, gamma, problem, self._seed(), self.max_iter, self.cache_size, self._codes_of)
             machine: RbfMachine | LinearMachine
             if kernel == "rbf":
                 rows = gather(source, np.arange(n_rows), dtype, np.float64)
                 rows *= problem.scale
                 machine, n_iter = RbfMachine.fit(rows, problem.codes, problem.row_weights, C, gamma, problem.scale, self.cache_size)
             else:
-                solution = solve(problem, C, self.tol, self.max_iter)
+                start = None if kept is None else continued(problem, kept.coef_, kept.intercept_, known)
+                solution = solve(problem, C, self.tol, self.max_iter, start)
                 machine, n_iter, gamma = problem.machine(solution), solution.n_passes, float("nan")
                 if not solution.converged.all():
                     warnings.warn(
                         f"the linear SVM has not converged in max_iter={self.max_iter} passes for {np.sum(~solution.converged)} of "
                         f"{len(solution.converged)} planes; raise max_iter or tol, or lower C",
                         ConvergenceWarning,
-                        stacklevel=2,
+                        stacklevel=3,
                     )
         self.classes_, self.kernel_, self.scale_, self.C_, self.gamma_ = classes, kernel, problem.scale, C, gamma
         self.selection_, self.n_iter_ = tried, n_iter

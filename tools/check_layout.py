@@ -17,7 +17,7 @@ kernels.jit kernels kernels.half kernels.simd kernels.naive kernels.pixels kerne
 kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters network arrays shards store
 rowinput moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf selection ladder svm
-presets planning stages plan features progress pipeline model evaluate estimators demo reproduce
+presets planning stages plan features progress pipeline model adding evaluate estimators demo reproduce
 warmup timing gpubench iobench pcabench bench commands cli __init__ __main__
 """.split()
 
