@@ -133,8 +133,9 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X, y
-            All rows with their labels, as `fit` takes them.
+        X : Rows
+            All rows, in any order.
+        y : array-like of shape (n,)
         before : StreamingSVC
             Fitted.
         known : ndarray of shape (len(before.classes_),), int
@@ -155,7 +156,9 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             X, y = validate_data(self, X, y, dtype="numeric", ensure_all_finite=False)
             source, dtype = ArrayRows(X), working_dtype(X.dtype)
         with limit_blas(self.n_jobs_):
-            n_rows, mean_square, variance = row_sizes(source, dtype)
+            # with a scaling that is kept nothing else follows from them: a pass less
+            sizes = before is None or self.gamma == "scale"
+            n_rows, mean_square, variance = row_sizes(source, dtype) if sizes else (source.n_rows, 1.0, 1.0)
             y = self._labels(source, y, n_rows)
             check_classification_targets(y)
             classes, codes, counts = _encode(y)
