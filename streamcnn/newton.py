@@ -170,7 +170,12 @@ def _solve_group(problem, positive, C, tol, max_iter, start, group) -> LinearSol
         passes += live
         for c in np.flatnonzero(live):
             # at the first pass value is infinite: any point is better than none
-            if number and not value_here[c] <= value[c] + _ARMIJO * step[c] * slope[c] + rounding * value[c]:
+            rise = value_here[c] - value[c]
+            lower = rise <= _ARMIJO * step[c] * slope[c] + rounding * value[c]
+            # the approximate Wolfe condition of Hager & Zhang (2005): near the end a change of f drowns in the rounding of margins
+            # (4e-7 of f was seen), where that of the gradient is plain; steps were halved there until max_iter
+            near = rise <= 100 * rounding * value[c] and gradient[c] @ direction[c] <= (2 * _ARMIJO - 1) * slope[c]
+            if number and not (lower or near):
                 step[c] /= 2
                 trial[c] = weights[c] + step[c] * direction[c]
                 continue
@@ -280,12 +285,14 @@ class _Evaluator:
         self.hessian[c] += self.product
 
 
-def continued(problem: LinearProblem, coef: np.ndarray, intercept: np.ndarray, known: np.ndarray) -> LinearSolution:
+def continued(problem: LinearProblem, C: float, coef: np.ndarray, intercept: np.ndarray, known: np.ndarray) -> LinearSolution | None:
     """Planes of an earlier problem, whose rows and classes are among those of `problem`, as a start for `solve`.
 
     Parameters
     ----------
     problem : LinearProblem
+    C : float
+        Of both problems.
     coef, intercept : ndarray of shape (n_planes, n_features) and (n_planes,), float64
         For raw rows, as `LinearMachine` has them.
     known : ndarray of shape (n_classes before,), int
@@ -293,11 +300,13 @@ def continued(problem: LinearProblem, coef: np.ndarray, intercept: np.ndarray, k
 
     Returns
     -------
-    LinearSolution
-        Planes of new classes are 0. Its `start_gradient` is of `problem`, from one pass: at w = 0 all rows are active, and the
-        gradient is -2 C sum_i v_i t_i z_i.
+    LinearSolution or None
+        Planes of new classes are 0; None where C is too large for Newton steps from there, see `solve`. Its `start_gradient` is of
+        `problem`, from one pass: at w = 0 all rows are active, and the gradient is -2 C sum_i v_i t_i z_i.
     """
     n_classes, k = len(problem.row_weights), problem.source.n_features
+    if C > _DIRECT_C and len(known) < n_classes:
+        return None
     before = np.column_stack([coef / problem.scale, intercept])
     # of two classes the one plane, seen from the other side, is the first class's too
     before = np.concatenate([-before, before]) if len(known) == 2 else before

@@ -184,7 +184,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
                 rows *= problem.scale
                 machine, n_iter = RbfMachine.fit(rows, problem.codes, problem.row_weights, C, gamma, problem.scale, self.cache_size)
             else:
-                start = None if kept is None else continued(problem, kept.coef_, kept.intercept_, known)
+                start = None if kept is None else continued(problem, C, kept.coef_, kept.intercept_, known)
                 solution = solve(problem, C, self.tol, self.max_iter, start)
                 machine, n_iter, gamma = problem.machine(solution), solution.n_passes, float("nan")
                 if not solution.converged.all():
