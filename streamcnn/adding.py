@@ -75,8 +75,9 @@ def add_images(
         raise StoreError(f"store must be the folder in which the first fit kept its rows, {store_path} holds no store: fit into it again")
     with FeatureStore(store_path) as store:
         store.lock()
+        addition = _Addition(model, source, store, limit, progress, monitor)
         try:
-            return _Addition(model, source, store, limit, progress, monitor).run()
+            return addition.run()
         finally:
             with contextlib.suppress(OSError):
                 monitor.write_csv(store.path / "memory.csv")

@@ -102,7 +102,7 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
     keep_features : bool or "auto"
         Whether feature rows stay on disk during the fit, or are computed again in each pass.
     store : path or None
-        Folder for features and finished stages, reused by a later fit; None for a temporary one.
+        Folder for features and finished stages, reused by a later fit, and needed by `partial_fit`; None for a temporary one.
     device : "auto", "cpu" or "naive"
     image_shape : tuple or None
         (height, width) or (height, width, channels) of images given as 2-D rows, or to resize image files to. Rows without it

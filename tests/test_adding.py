@@ -93,8 +93,9 @@ def test_the_rbf_svm_is_that_of_all_rows(tmp_path, parts):
 
 
 @pytest.mark.parametrize("n_components", [30, None])
-def test_new_images_become_the_rows_they_are_predicted_by(tmp_path, parts, n_components):
-    """Rows that were added are those of the same filters and PCA, in order, and without PCA to the bit."""
+def test_new_images_become_the_rows_they_are_predicted_by(tmp_path, parts, n_components, monkeypatch):
+    """Rows that were added, into shards of 64, are those of the same filters and PCA, in order, and without PCA to the bit."""
+    monkeypatch.setattr(adding, "shard_rows", lambda *shape: 64)
     (images, labels), (more, more_labels) = parts
     classifier = make(tmp_path / "s", n_components=n_components).fit(images, labels)
     classifier.partial_fit(more[:150], more_labels[:150]).partial_fit(more[150:], more_labels[150:])
@@ -108,13 +109,16 @@ def test_new_images_become_the_rows_they_are_predicted_by(tmp_path, parts, n_com
         np.testing.assert_allclose(added, expected, atol=144 * 2**-24 * np.abs(features).max() * 12)
 
 
-def test_classes_grow_and_stay_sorted(tmp_path, digits):
-    """Two classes become four and then five, names that sort before, between and after the old ones; codes follow them."""
+def test_classes_grow_and_stay_sorted(tmp_path, digits, monkeypatch):
+    """Two classes become four and then five, names that sort before, between and after the old ones; codes and planes follow them."""
+    places = []
+    monkeypatch.setattr("streamcnn.svm.continued", lambda *args: places.append(args[-1].tolist()) or continued(*args))
     images, labels = digits[0][:900], np.array(["m", "t", "a", "p", "z", "x"])[np.minimum(digits[1][:900], 5)]
     classifier = make(tmp_path / "s").fit(images[np.isin(labels, ["m", "t"])], labels[np.isin(labels, ["m", "t"])])
     for new in (["a", "z"], ["p"]):
         classifier.partial_fit(images[np.isin(labels, new)], labels[np.isin(labels, new)])
     assert classifier.classes_.tolist() == ["a", "m", "p", "t", "z"]
+    assert places == [[1, 2], [0, 1, 3, 4]]
     known = labels != "x"
     # numbering mixed up anywhere would leave a fifth of it
     assert classifier.score(images[known], labels[known]) > 0.98
@@ -354,8 +358,9 @@ def test_a_warm_start_needs_fewer_passes(n_classes):
 
 
 def test_a_new_class_at_a_large_c_starts_from_nothing():
-    """Newton steps from planes of 0 overshoot at a large C: the solver then takes its own way up to C."""
+    """Newton steps from planes of 0 overshoot at a large C: the solver then takes its own way up to C. At others the one plane of two
+    classes is both of theirs, seen from either side."""
     problem = LinearProblem(ArrayRows(np.eye(3, dtype=np.float32)), np.dtype(np.float32), 1.0, np.arange(3), np.ones(3))
-    old = np.zeros((1, 3)), np.zeros(1), np.array([0, 2])
+    old = np.array([[1.0, 2.0, 3.0]]), np.array([4.0]), np.array([0, 2])
     assert continued(problem, 1000.0, *old) is None
-    assert continued(problem, 1.0, *old).weights.shape == (3, 4)
+    assert continued(problem, 1.0, *old).weights.tolist() == [[-1, -2, -3, -4], [0, 0, 0, 0], [1, 2, 3, 4]]
