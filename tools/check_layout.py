@@ -13,7 +13,7 @@ from pathlib import Path
 ORDER = """
 errors files threads rows system tracing memory
 labels imagefiles sources arrayfiles h5images images
-kernels.jit kernels kernels.half kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
+kernels.jit kernels kernels.half kernels.checksum kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
 kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters network arrays shards store
 rowinput moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf selection ladder svm

@@ -10,6 +10,7 @@ import numpy as np
 
 from streamcnn.errors import ParameterError
 from streamcnn.kernels import ACTIVATIONS, LINE, POOLS
+from streamcnn.kernels.checksum import KERNELS as CHECKSUM_KERNELS
 from streamcnn.kernels.half import KERNELS as HALF_KERNELS
 from streamcnn.kernels.jit import by_type, flat, jit, run_workers
 from streamcnn.kernels.jit import pending_bytes as pending_of
@@ -256,4 +257,4 @@ def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, buffer, tile):
 
 def pending_bytes(steps: tuple[str, ...]) -> int:
     """Bytes this process will still grow by when these kernels come into use; see the package."""
-    return pending_of([_conv_worker, *HALF_KERNELS, *(PIXEL_KERNELS[step] for step in steps)])
+    return pending_of([_conv_worker, *HALF_KERNELS, *CHECKSUM_KERNELS, *(PIXEL_KERNELS[step] for step in steps)])
