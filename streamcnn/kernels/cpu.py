@@ -25,7 +25,7 @@ _MEAN, _SPLIT = POOLS["mean"], ACTIVATIONS["split"]
 # a band that stays in a core's second-level cache beside the filters; measured from 128 KiB to 1 MiB
 _BAND_BYTES = 3 << 17
 # multiply-adds below which starting a thread takes longer than it saves
-_SHARES = 4
+_SHARES = 16
 _ONE_WORKER = 1 << 23
 
 
@@ -72,7 +72,7 @@ def conv_layer(images, filters, bias, stride, padding, activation, threshold, po
     arrays = (*by_type(images), flat(filters), flat(bias), *edges, sizes, np.float32(threshold))
 
     # small shares, taken in turn: a worker whose core also reads or writes files would keep the others waiting with a share of its own
-    n_shares = _SHARES * n_workers if n >= 4 * _SHARES * n_workers * lanes else n_workers
+    n_shares = _SHARES * n_workers if n >= _SHARES * n_workers * lanes else n_workers
     shares = iter(range(n_shares))
 
     def work(worker):
