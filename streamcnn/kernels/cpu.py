@@ -4,6 +4,9 @@
 there: for every tile of positions all tiles of filters, straight into the pooled cells of one row, which are then written back
 image by image. Where images are so few that most lanes would idle, a register holds L filters of one image instead, and nothing is
 interleaved. Bands, tiles, lanes, workers and their shares of the work decide where a number is computed, never how.
+
+Between two layers images are written back and interleaved again. Measured with these steps left out (two layers of 16 and 32, or of 64
+and 64 filters; images of 96 x 84 and 32 x 32): together 3 to 4 % of the time, the most that a layout kept between layers could gain.
 """
 
 import numpy as np
@@ -24,8 +27,9 @@ TILE = choose_tile()
 _MEAN, _SPLIT = POOLS["mean"], ACTIVATIONS["split"]
 # a band that stays in a core's second-level cache beside the filters; measured from 128 KiB to 1 MiB
 _BAND_BYTES = 3 << 17
-# multiply-adds below which starting a thread takes longer than it saves
+# of a worker, where each is a full vector of images at least. Measured beside reading and writing: 8 to 32 take 6 % less time than 4
 _SHARES = 16
+# multiply-adds below which starting a thread takes longer than it saves
 _ONE_WORKER = 1 << 23
 
 
