@@ -24,7 +24,7 @@ from streamcnn.planning import MemoryPlan, StagePlan
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
 from streamcnn.stages import evaluate_claims
-from streamcnn.store import FeatureStore
+from streamcnn.store import KINDS, FeatureStore
 from streamcnn.system import resident_bytes
 from streamcnn.threads import resolve_n_jobs
 
@@ -331,7 +331,7 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
         if path.is_dir():
             store = FeatureStore(path)
             problems = store.verify(limit)
-            shards = len(store.shards("features")) + len(store.shards("reduced"))
+            shards = sum(len(store.shards(kind)) for kind in KINDS)
             result: dict[str, Any] = {"path": args.path, "kind": "store", "ok": not problems, "problems": problems, "shards": shards}
             checked = f"{shards} shards"
         else:

@@ -33,6 +33,10 @@ class FilterBankError(StreamCNNError, ValueError):
     """A filter bank cannot be filled under its similarity rule."""
 
 
+class NotKeptError(StreamCNNError, AttributeError):
+    """A method needs what the fit did not keep: the estimator does not have it."""
+
+
 class DeviceError(StreamCNNError, RuntimeError):
     """The device asked for is not there."""
 

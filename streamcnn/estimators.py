@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,13 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from streamcnn.errors import ParameterError
+from streamcnn.adding import add_images, no_store
+from streamcnn.errors import DataError, ParameterError
 from streamcnn.evaluate import label_codes
 from streamcnn.features import FeatureExtractor
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels, resolve_device
+from streamcnn.labels import label_values
 from streamcnn.memory import MemoryMonitor, resolve_limit
 from streamcnn.model import fit_model, plan_decisions
 from streamcnn.network import Network, resolve_layers
@@ -40,6 +44,23 @@ def resolve_seed(random_state: Any) -> int:
     if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**32:
         return int(random_state)
     raise ParameterError(f"random_state must be a whole number from 0 to 2**32 - 1, a generator or None, got {random_state!r}")
+
+
+class _AfterFitNeedsStore:
+    """A method that is gone after a `fit` without a store, as scikit-learn has methods go that parameters make impossible.
+
+    To use it then is an error, `hasattr` is False. (scikit-learn's own `available_if` would hide the sentence behind one of its own.)
+    """
+
+    def __init__(self, method: Callable[..., Any]):
+        self._method = method
+
+    def __get__(self, estimator, owner=None):
+        if estimator is None:
+            return self._method
+        if estimator.store is None and vars(estimator).get("_by_fit", False):
+            raise no_store()
+        return MethodType(self._method, estimator)
 
 
 class _ImageInput:
@@ -88,7 +109,7 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
     keep_features : bool or "auto"
         Whether feature rows stay on disk during the fit, or are computed again in each pass.
     store : path or None
-        Folder for features and finished stages, reused by a later fit; None for a temporary one.
+        Folder for features and finished stages, reused by a later fit, and needed by `partial_fit`; None for a temporary one.
     device : "auto", "cpu" or "naive"
     image_shape : tuple or None
         (height, width) or (height, width, channels) of images given as 2-D rows, or to resize image files to. Rows without it
@@ -199,25 +220,75 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         StreamCNNError
             One sentence about what is wrong: parameters, data, or a memory limit that is too small.
         """
-        settings, limit = self._settings(), resolve_limit(self.memory_limit)
+        settings = self._settings()
+        self._train(X, y, None, True, partial(fit_model, settings=settings, resume=resume))
+        self._by_fit = True
+        return self
+
+    @_AfterFitNeedsStore
+    def partial_fit(self, X, y=None, classes=None):
+        """Add images, of known classes or new ones, to what the classifier was trained on; unfitted, this is `fit`.
+
+        Filters, PCA and the scaling of rows stay as the first fit made them; so do C and gamma as long as the number of rows leads to
+        the same kernel. The new images become rows beside those kept in `store`, and the SVM is solved again on all of them, a linear
+        one from where it was: to its tolerance the model of a training on all rows.
+
+        Parameters
+        ----------
+        X, y
+            As in `fit`: the new images alone. They may be of a single class.
+        classes : array-like or None
+            Labels that `y` may have in this call; None for any.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        NotKeptError
+            Without `store`.
+        StoreError
+            When it is in use, or does not hold the rows this classifier was trained on.
+        StreamCNNError
+            As `fit`. The classifier is then what it was before.
+
+        Notes
+        -----
+        A call that was interrupted is made again with the same images: its finished rows are used, and none is added twice. A pickled
+        classifier goes on where it was as long as its store is in the same place; a model file does not know its store. A `fit` into
+        the store drops what was added.
+        """
+        if hasattr(self, "model_"):
+            return self._train(X, y, classes, False, partial(add_images, self.model_))
+        settings = self._settings()
+        return self._train(X, y, classes, True, partial(fit_model, settings=settings))
+
+    def _train(self, X, y, classes, reset: bool, run: Callable):
+        """Open the images, let `run` make a model and a report of them, and publish those."""
+        limit, store = resolve_limit(self.memory_limit), None if self.store is None else Path(self.store)
         if y is None and self._is_rows(X):
             raise ValueError("requires y to be passed, but the target y is None")
         if y is not None:
             y = column_or_1d(y, warn=True)
             check_classification_targets(y)
         with MemoryMonitor(limit, live=self.verbose > 1) as monitor:
-            source = self._open(X, y, reset=True)
-            self.model_, self.report_ = fit_model(
-                source, settings, None if self.store is None else Path(self.store), limit, Progress(self.verbose, monitor), monitor, resume
+            source = self._open(X, y, reset)
+            if classes is not None and source.classes_ is not None:
+                outside = set(source.classes_.tolist()).difference(label_values(classes, "classes").tolist())
+                if outside:
+                    raise DataError(f"labels must be among classes, got {min(outside)!r}: add it to classes, or leave such images out")
+            self.model_, self.report_ = run(
+                source=source, store_path=store, limit=limit, progress=Progress(self.verbose, monitor), monitor=monitor
             )
         self.peak_rss_bytes_, self.peak_exact_ = monitor.peak_bytes, monitor.exact
-        self._publish(settings, limit)
+        self._publish(limit)
         return self
 
-    def _publish(self, settings: Settings, limit: int) -> None:
+    def _publish(self, limit: int) -> None:
         model, plan = self.model_, self.report_.plan
         self.classes_, self.image_shape_ = model.classes_, model.image_shape
-        self.n_jobs_, self.memory_limit_ = settings.n_jobs, limit
+        self.n_jobs_, self.memory_limit_ = model.header["settings"]["n_jobs"], limit
         self.device_ = model.header["settings"]["device"]
         self.n_components_, self.pca_solver_, self.kernel_ = plan.n_components, plan.pca_solver, plan.kernel
         self.C_, self.gamma_ = model.svm.C_, model.svm.gamma_

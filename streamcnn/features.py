@@ -92,10 +92,11 @@ class FeatureExtractor:
                     turn = 0
                 n = min(self.chunk_size, stop - first)
                 self.source.read(first, first + n, self._pixels[turn])
-                done = None if running is None else (running[0], running[1].result())
-                running = first, thread.submit(self.convolve, self._pixels[turn][:n], turn)
-                if done is not None:
-                    yield done
+                # queued behind the chunk that is running, and in the buffers of the one before it, which has been taken: handed over only
+                # when the running one had ended, each chunk waited up to 5 ms for this thread to let the interpreter go
+                before, running = running, (first, thread.submit(self.convolve, self._pixels[turn][:n], turn))
+                if before is not None:
+                    yield before[0], before[1].result()
                 first += n
                 turn = (turn + 1) % len(self._pixels)
         if running is not None:

@@ -215,7 +215,12 @@ def _solve_group(problem, positive, C, tol, max_iter, start, group) -> LinearSol
             passes += live
             for c in np.flatnonzero(live):
                 # at the first pass value is infinite: any point is better than none
-                if number and not value_here[c] <= value[c] + _ARMIJO * step[c] * slope[c] + rounding * value[c]:
+                rise = value_here[c] - value[c]
+                lower = rise <= _ARMIJO * step[c] * slope[c] + rounding * value[c]
+                # the approximate Wolfe condition of Hager & Zhang (2005): near the end a change of f drowns in the rounding of margins
+                # (4e-7 of f was seen), where that of the gradient is plain; steps were halved there until max_iter
+                near = rise <= 100 * rounding * value[c] and gradient[c] @ direction[c] <= (2 * _ARMIJO - 1) * slope[c]
+                if number and not (lower or near):
                     step[c] /= 2
                     trial[c] = weights[c] + step[c] * direction[c]
                     continue
@@ -403,3 +408,49 @@ class _Evaluator:
                 part *= np.sqrt(slot.row_weights[numbers])[:, None]
             np.matmul(part.T, part, out=product)
             change(self.sums[c], product, out=self.sums[c])
+
+
+def continued(problem: LinearProblem, C: float, coef: np.ndarray, intercept: np.ndarray, known: np.ndarray) -> LinearSolution | None:
+    """Planes of an earlier problem, whose rows and classes are among those of `problem`, as a start for `solve`.
+
+    Parameters
+    ----------
+    problem : LinearProblem
+    C : float
+        Of both problems.
+    coef, intercept : ndarray of shape (n_planes, n_features) and (n_planes,), float64
+        For raw rows, as `LinearMachine` has them.
+    known : ndarray of shape (n_classes before,), int
+        Classes of `problem` that the earlier classes are.
+
+    Returns
+    -------
+    LinearSolution or None
+        Planes of new classes are 0; None where C is too large for Newton steps from there, see `solve`. Its `start_gradient` is of
+        `problem`, from one pass: at w = 0 all rows are active, and the gradient is -2 C sum_i v_i t_i z_i.
+    """
+    n_classes, k = len(problem.row_weights), problem.source.n_features
+    if C > _DIRECT_C and len(known) < n_classes:
+        return None
+    weights = spread(problem, np.column_stack([coef / problem.scale, intercept]), known)
+    block, sums = np.empty((block_rows(k), k), problem.dtype), np.zeros((n_classes, k + 1))
+    for start, n_valid in blocks_of(problem.source, block):
+        codes = problem.codes[start : start + n_valid]
+        order = np.argsort(codes, kind="stable")
+        found, first = np.unique(codes[order], return_index=True)
+        sums[found, :-1] += np.add.reduceat(block[order], first, axis=0)
+        sums[found, -1] += np.diff(np.append(first, n_valid))
+    sums[:, :-1] *= problem.scale
+    sums *= problem.row_weights[:, None]
+    gradient = 2 * np.abs(2 * sums - sums.sum(axis=0)).max(axis=1)
+    n, positive = len(problem.positive), problem.positive
+    return LinearSolution(weights, np.full(n, np.inf), np.zeros(n, np.int64), np.zeros(n, bool), gradient[positive])
+
+
+def spread(problem: LinearProblem, planes: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Planes (n_planes, D) of `problem`: those of its classes `known` as given, in that order, others 0."""
+    # of two classes the one plane, seen from the other side, is the first class's too
+    planes = np.concatenate([-planes, planes]) if len(known) == 2 else planes
+    weights = np.zeros((len(problem.row_weights), planes.shape[1]))
+    weights[known] = planes
+    return weights[problem.positive]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
-from streamcnn.newton import LinearProblem, LinearSolution
+from streamcnn.newton import LinearProblem, LinearSolution, spread
 from streamcnn.quasinewton import HISTORY, STEPS, minimise
 from streamcnn.rbf import KernelMachine
 from streamcnn.rowinput import blocks_of
@@ -102,6 +102,14 @@ class NystroemProblem:
         """Decisions of raw rows by `solution`."""
         coef = solution.weights[:, :-1] @ self.landmarks.basis.T
         return NystroemMachine(self.landmarks.gamma, self.rows.scale, self.landmarks.rows, coef, solution.weights[:, -1].copy())
+
+    def continued(self, dual_coef: np.ndarray, intercept: np.ndarray, known: np.ndarray) -> LinearSolution:
+        """Planes of a `NystroemMachine` with the same landmarks, of the classes `known`, as a start for `solve`."""
+        # inverse of what `machine` does: basis' diag(l) basis is 1
+        weights = dual_coef @ (self.landmarks.basis * self.landmarks.eigenvalues)
+        planes = spread(self.rows, np.column_stack([weights, intercept]), known)
+        n = len(planes)
+        return LinearSolution(planes, np.full(n, np.inf), np.zeros(n, np.int64), np.zeros(n, bool), np.zeros(n))
 
     def solve(self, C: float, tol: float, max_iter: int, start: LinearSolution | None = None) -> LinearSolution:
         """Minimise `newton`'s f on the features for every plane.

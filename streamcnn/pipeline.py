@@ -8,8 +8,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -53,7 +53,7 @@ class Report:
     store_bytes: int = 0
 
 
-def _digest(*parts: Any) -> str:
+def digest_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -71,19 +71,10 @@ def stage_digests(fingerprint: str, settings: Settings, plan: Plan) -> dict[str,
         "extract": [s["feature_dtype"]],
         "pca": [plan.pca_solver, plan.n_components, s["n_jobs"], versions["scipy"], versions["scikit-learn"]],
         "project": [],
-        "svm": [
-            plan.kernel,
-            s["C"],
-            s["gamma"],
-            s["class_weight"],
-            s["n_landmarks"],
-            s["probability"],
-            s["n_jobs"],
-            versions["scikit-learn"],
-        ],
+        "svm": [plan.kernel, *(s[name] for name in SVM), s["n_jobs"], versions["scikit-learn"]],
     }
     for stage, parameters in depends.items():
-        before = digests[stage] = _digest(before, stage, STAGE_VERSIONS[stage], parameters)
+        before = digests[stage] = digest_of(before, stage, STAGE_VERSIONS[stage], parameters)
     return digests
 
 
@@ -138,6 +129,8 @@ class Run:
         assert source.classes_ is not None and source.labels is not None
         self.labels, self.classes = source.labels, source.classes_
         self.report.resumed = bool(store.entries)
+        # a fit is of its own images alone, and the classes and digests below are what additions refer to
+        store.drop_added()
         store.update_config(
             parameters=settings.describe(),
             source=source.describe(),
@@ -161,14 +154,8 @@ class Run:
         self.report.store_bytes = self.store.nbytes
         return network, pca, svm
 
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        check_disk(self.plan, self.store.path, name)
-        with self.monitor.stage(name, self.plan.planned(name)):
-            yield
-        trim_heap()
-        self.report.stage_seconds[name] = self.report.stage_seconds.get(name, 0.0) + time.perf_counter() - start
+    def _stage(self, name: str) -> AbstractContextManager[None]:
+        return planned_stage(name, self.report, self.store, self.monitor)
 
     def _reuse(self, name: str) -> dict[str, np.ndarray] | None:
         """Arrays of a stage already finished, said aloud."""
@@ -247,8 +234,6 @@ class Run:
             return pca
         with self._stage("project"), self.progress.bar("project", n, "rows", in_shards=True) as update, limit_blas(self.settings.n_jobs):
             source_rows = self._feature_rows(network)
-            block = np.empty((block_rows(network.n_features), network.n_features), np.float32)
-            reduced = np.empty((len(block), k), np.float32)
             rows = shard_rows(k, 4)  # a multiple of every block's rows, so blocks never straddle shards
             for shard, start in enumerate(range(0, n, rows)):
                 stop = min(start + rows, n)
@@ -256,11 +241,9 @@ class Run:
                     update(stop - start)
                     continue
                 with self.store.writing("reduced", shard, start, stop - start, k, "float32", digest) as writer:
-                    for first, n_valid in iter_blocks(_Window(source_rows, start, stop), block):
-                        pca.transform_block(block, reduced)
-                        at = start + first
-                        writer.write(reduced[:n_valid], self.labels[at : at + n_valid])
-                        update(n_valid)
+                    for first, reduced in reduced_rows(pca, source_rows, start, stop):
+                        writer.write(reduced, self.labels[first : first + len(reduced)])
+                        update(len(reduced))
                 self.monitor.check()
             self.store.finish("project", digest)
         pca.drop_projector()
@@ -272,28 +255,48 @@ class Run:
             return StreamingSVC.from_arrays(arrays)
         with self._stage("svm"), self.progress.bar("svm", None, "rows") as update:
             rows = self.store.rows("reduced") if self.plan.pca_solver else self._feature_rows(network)
-            svm = StreamingSVC(
-                kernel=self.plan.kernel,
-                C=s.C,
-                gamma=s.gamma,
-                class_weight=self._class_weight(),
-                n_landmarks=s.n_landmarks,
-                probability=s.probability,
-                cache_size=self.plan.svc_cache_bytes / (1 << 20),
-                n_jobs=s.n_jobs,
-                random_state=s.seed,
-            )
+            svm = make_svm(s.describe(), self.plan, self.classes)
             svm.fit(CountedRows(rows, update), self.labels)
             self.store.finish("svm", self.digests["svm"], svm.to_arrays())
         return svm
 
-    def _class_weight(self) -> Any:
-        """Weights by class code, as the SVM sees classes."""
-        weight = self.settings.class_weight
-        if not isinstance(weight, dict):
-            return weight
-        codes = {label: code for code, label in enumerate(self.classes.tolist())}
-        return {codes[label]: value for label, value in weight.items() if label in codes}
+
+@contextmanager
+def planned_stage(name: str, report: Report, store: FeatureStore, monitor: MemoryMonitor) -> Iterator[None]:
+    """A stage of `report.plan`: its disk is looked at before, its memory watched, its seconds reported."""
+    start = time.perf_counter()
+    check_disk(report.plan, store.path, name)
+    with monitor.stage(name, report.plan.planned(name)):
+        yield
+    trim_heap()
+    report.stage_seconds[name] = report.stage_seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def make_svm(settings: dict[str, Any], plan: Plan, classes: np.ndarray) -> StreamingSVC:
+    """The SVM of described settings, which gets class codes for labels."""
+    weight = settings["class_weight"]
+    if isinstance(weight, dict):
+        codes = {label: code for code, label in enumerate(classes.tolist())}
+        weight = {codes[label]: value for label, value in weight.items() if label in codes}
+    return StreamingSVC(
+        kernel=plan.kernel,
+        C=settings["C"],
+        gamma=settings["gamma"],
+        class_weight=weight,
+        n_landmarks=settings["n_landmarks"],
+        probability=settings["probability"],
+        cache_size=plan.svc_cache_bytes / (1 << 20),
+        n_jobs=settings["n_jobs"],
+        random_state=settings["seed"],
+    )
+
+
+def reduced_rows(pca: StreamingPCA, rows: Rows, start: int, stop: int) -> Generator[tuple[int, np.ndarray], None, None]:
+    """Yield (first row, reduced rows (m, n_components) float32, overwritten by the next) of rows `start` to `stop`."""
+    block = np.empty((block_rows(rows.n_features), rows.n_features), np.float32)
+    reduced = np.empty((len(block), pca.n_components_), np.float32)
+    for first, n_valid in iter_blocks(_Window(rows, start, stop), block):
+        yield start + first, pca.transform_block(block, reduced)[:n_valid]
 
 
 def draw_filters(network: Network, source: ImageSource, settings: Settings, kernels) -> None:

@@ -5,8 +5,8 @@ how the work is cut, never its result.
 """
 
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,39 @@ def make_plan(source: ImageSource, settings: Settings, limit: int, store: Path |
         return Plan(limit, base, chunk, stages, d, k or d, solver, kernel, keep, cache, geometry, source.describe())
 
     keep = _keep_features(settings.keep_features, build(1, True, _SMALLEST_CACHE), build(1, False, _SMALLEST_CACHE), store)
-    chosen = choose_chunk(limit, n, lambda chunk: build(chunk, keep, _SMALLEST_CACHE))
+    return _roomiest(limit, n, lambda chunk, cache: build(chunk, keep, cache))
+
+
+def _roomiest(limit: int, n_images: int, build: Callable[[int, int], Plan]) -> Plan:
+    """The plan of the largest chunk that fits, and with it of the largest cache of the SVM."""
+    chosen = choose_chunk(limit, n_images, lambda chunk: build(chunk, _SMALLEST_CACHE))
     room = int(COMFORT * limit) - chosen.planned("svm") + _SMALLEST_CACHE
-    return build(chosen.chunk_size, keep, max(_SMALLEST_CACHE, min(_LARGEST_CACHE, room)))
+    return build(chosen.chunk_size, max(_SMALLEST_CACHE, min(_LARGEST_CACHE, room)))
+
+
+def plan_adding(source: ImageSource, network: Network, shapes: Shapes, limit: int, store: Path, kernels) -> Plan:
+    """The plan of adding a source's images to a finished fit; `shapes` are of all rows, the new ones included.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When not even one image at a time fits, or the SVM does not.
+    StoreError
+        When the disk has too little room.
+    """
+    base, d, k = base_claims(source, network.steps, shapes.n_jobs, kernels), network.n_features, shapes.n_components
+    # without PCA new features are written as a fit writes them, else they are reduced at once
+    writing, itemsize = ("extract", shapes.itemsize) if k is None else ("project", 4)
+
+    def build(chunk: int, cache: int) -> Plan:
+        named = {stage.name: stage for stage in fit_stages(source, network, replace(shapes, svc_cache_bytes=cache), chunk, kernels)}
+        add = StagePlan("add", named[writing].claims, 1, source.n_samples * shapes.reduced * itemsize)
+        stages, solver = [add, replace(named["svm"], disk_bytes=0), named["save"]], shapes.pca_solver
+        return Plan(limit, base, chunk, stages, d, k or d, solver, shapes.kernel, k is None, cache, network.geometry, source.describe())
+
+    made = _roomiest(limit, source.n_samples, build)
+    check_disk(made, store)
+    return made
 
 
 def plan_prediction(

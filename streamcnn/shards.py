@@ -32,7 +32,11 @@ def open_shard_bytes(n_features: int, itemsize: int) -> int:
 
 
 class ShardWriter:
-    """Rows of one shard in the making; see `FeatureStore.writing`."""
+    """Rows of one shard in the making; see `FeatureStore.writing`.
+
+    Chunks of features go to the file whole, with a checksum that is computed here: HDF5's own, and its chunk cache, took two thirds
+    of the processor time of writing (313 MB: 0.26 s, of which the copies into the system's page cache are 0.08 s).
+    """
 
     def __init__(self, file: h5py.File, n_rows: int, n_features: int, dtype):
         chunk = min(n_rows, hdf5_chunk_rows(n_features, np.dtype(dtype).itemsize))
@@ -42,18 +46,39 @@ class ShardWriter:
         self._labels = file.create_dataset("labels", (n_rows,), "<i8", chunks=(min(n_rows, _LABEL_CHUNK),), fletcher32=True, fillvalue=-1)
         self._hash = hashlib.sha256()
         self._label_hash = hashlib.sha256()
+        # one chunk as it lies in the file: rows, then checksum
+        self._stored = np.empty(chunk * n_features * np.dtype(dtype).itemsize + 4, np.uint8)
+        self._chunk = self._stored[:-4].view(dtype).reshape(chunk, n_features)
         self.filled = 0
 
     def write(self, features: np.ndarray, labels: np.ndarray | None) -> None:
         """Append rows (m, n_features) of the shard's dtype and their label codes (m,), -1 where there are none."""
-        stop = self.filled + len(features)
+        stop, n_rows, size = self.filled + len(features), len(self._labels), len(self._chunk)
+        if stop > n_rows or features.dtype != self._chunk.dtype or features.shape[1:] != self._chunk.shape[1:]:
+            raise StoreError(
+                f"features must be at most {n_rows - self.filled} more rows of {self._chunk.shape[1]} {self._chunk.dtype} numbers, "
+                f"got {features.shape} {features.dtype}: give each shard its own rows"
+            )
         codes = np.full(len(features), -1, "<i8") if labels is None else np.ascontiguousarray(labels, "<i8")
-        features = np.ascontiguousarray(features)
-        self._features.write_direct(features, dest_sel=np.s_[self.filled : stop])
         self._labels[self.filled : stop] = codes
-        self._hash.update(features.view(np.uint8).data)
         self._label_hash.update(codes.view(np.uint8).data)
-        self.filled = stop
+        done = 0
+        while done < len(features):
+            at = self.filled % size
+            n = min(size - at, len(features) - done)
+            self._chunk[at : at + n] = features[done : done + n]
+            done, self.filled = done + n, self.filled + n
+            if at + n == size or self.filled == n_rows:
+                self._write_chunk(at + n)
+
+    def _write_chunk(self, n_valid: int) -> None:
+        """The chunk that ends at row `filled`, of which the last one may be filled in part."""
+        from streamcnn.kernels.checksum import fletcher32  # numba is loaded by those who write or read rows only
+
+        self._hash.update(self._chunk[:n_valid].view(np.uint8).data)
+        self._chunk[n_valid:] = np.nan
+        self._stored[-4:] = np.array([fletcher32(self._stored[:-4])], "<u4").view(np.uint8)
+        self._features.id.write_direct_chunk((self.filled - n_valid, 0), self._stored)
 
     @property
     def sha256(self) -> str:

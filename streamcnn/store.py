@@ -4,6 +4,7 @@
     manifest.jsonl       one line per finished shard or stage, each with its own CRC
     features/00000.h5    `features` (n, d) and `labels` (n,), with checksums
     reduced/00000.h5     the same after PCA
+    added/00000.h5       rows as the SVM gets them, of images added to a finished fit
     stages/pca.h5        arrays a finished stage has learnt
     features.h5          written last: one virtual data set over all feature shards, for other programs
 
@@ -32,8 +33,8 @@ from streamcnn.memory import format_bytes
 from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows, hdf5_chunk_rows
 
 FORMAT, FORMAT_VERSION = "streamcnn-store", 1
-KINDS = ("features", "reduced")
-_FILE_NAME = re.compile(r"(features|reduced)/\d{5,}\.h5")
+KINDS = ("features", "reduced", "added")
+_FILE_NAME = re.compile(rf"({'|'.join(KINDS)})/\d{{5,}}\.h5")
 
 
 class FeatureStore:
@@ -73,14 +74,18 @@ class FeatureStore:
         self._lock = FolderLock(self.path)
         if not self.path.is_dir():
             raise StoreError(f"{self.path}: no such folder")
+        self.config = self._read_config()
+        self.entries = self._read_manifest()
+
+    def _read_config(self) -> dict[str, Any]:
         try:
-            self.config: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-            version = self.config["format_version"] if self.config["format"] == FORMAT else None
+            config: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            version = config["format_version"] if config["format"] == FORMAT else None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.path} is no feature store: its config.json is missing or damaged") from error
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise StoreError(f"{self.path} has store version {version}, this streamcnn reads up to {FORMAT_VERSION}: update streamcnn")
-        self.entries = self._read_manifest()
+        return config
 
     @classmethod
     def create(cls, path: str | Path, config: dict[str, Any] | None = None, durable: bool = True) -> "FeatureStore":
@@ -95,8 +100,8 @@ class FeatureStore:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise StoreError(f"{path} is not an empty folder: choose another, or an existing store to reuse")
         path.mkdir(parents=True, exist_ok=True)
-        for kind in (*KINDS, "stages"):
-            (path / kind).mkdir()
+        for folder in ("features", "reduced", "stages"):
+            (path / folder).mkdir()
         base = {"format": FORMAT, "format_version": FORMAT_VERSION, "digests": {}}
         _write_json(path / "config.json", base | (config or {}), durable)
         store = cls(path, durable)
@@ -106,7 +111,8 @@ class FeatureStore:
     def lock(self) -> None:
         """Take the store for this process and clear away what a killed one left half-written."""
         self._lock.acquire()
-        self.entries = self._read_manifest()
+        # another process may have had it until now
+        self.config, self.entries = self._read_config(), self._read_manifest()
         for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
 
@@ -187,21 +193,35 @@ class FeatureStore:
             return None
         return arrays if header.get("digest") == digest else None
 
+    def additions(self) -> list[dict[str, Any]]:
+        """Manifest entries of the images added to a finished fit, one for each call, in order."""
+        return [e for e in self.entries if e.get("stage", "").startswith("added")]
+
+    def drop_added(self) -> None:
+        """Drop all that was added to a finished fit."""
+        left = [e for e in self.entries if e.get("kind") != "added" and not e.get("stage", "").startswith("added")]
+        if len(left) < len(self.entries):
+            self.entries = left
+            self._rewrite_manifest()
+        shutil.rmtree(self.path / "added", ignore_errors=True)
+
     # -- shards -----------------------------------------------------------------------------------------------------------
-    def shards(self, kind: str, digest: str | None = None) -> list[dict[str, Any]]:
-        """Manifest entries of the finished shards of a kind, in order of their rows."""
-        found = [e for e in self.entries if e.get("kind") == kind and (digest is None or e["digest"] == digest)]
+    def shards(self, kind: str, *digests: str) -> list[dict[str, Any]]:
+        """Manifest entries of the finished shards of a kind, of any of the digests if some are given, in order of their rows."""
+        found = [e for e in self.entries if e.get("kind") == kind and (not digests or e["digest"] in digests)]
         return sorted(found, key=lambda entry: entry["shard"])
 
-    def begin(self, kind: str, digest: str, check: bool = False) -> set[int]:
-        """Drop shards of another digest (and, with `check`, damaged ones) and return the numbers of those that stay."""
-        keep = [e for e in self.shards(kind, digest) if (self._shard_error(e) is None if check else self._quick_check(e))]
+    def begin(self, kind: str, *digests: str, check: bool = False) -> set[int]:
+        """Drop shards of other digests (and, with `check`, damaged ones) and return the numbers of those that stay."""
+        (self.path / kind).mkdir(exist_ok=True)
+        keep = [e for e in self.shards(kind, *digests) if (self._shard_error(e) is None if check else self._quick_check(e))]
         kept = {id(e) for e in keep}
         stale = [e for e in self.shards(kind) if id(e) not in kept]
         if stale:
             self.entries = [e for e in self.entries if e.get("kind") != kind or id(e) in kept]
             self._rewrite_manifest()
-            (self.path / "features.h5").unlink(missing_ok=True)
+            if kind == "features":
+                (self.path / "features.h5").unlink(missing_ok=True)
         names = {e["file"] for e in keep}
         for file in (self.path / kind).glob("*.h5"):
             if f"{kind}/{file.name}" not in names:

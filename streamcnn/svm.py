@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from streamcnn.calibration import fit_slope, held_out_rows, probabilities
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.ladder import KERNELS, TILE, check_landmarks, resolve_kernel
-from streamcnn.newton import LinearMachine, LinearProblem, LinearSolution, solve
+from streamcnn.newton import LinearMachine, LinearProblem, LinearSolution, continued, solve
 from streamcnn.nystroem import LANDMARKS, Landmarks, NystroemMachine, NystroemProblem
 from streamcnn.rbf import RbfMachine
 from streamcnn.rowinput import Batches, blocks_of, gather, is_batches, is_rows, open_rows, row_sizes, working_dtype
@@ -161,6 +161,31 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         ParameterError
             For a parameter out of range.
         """
+        return self._fit(X, y, sample_weight)
+
+    def refit(self, X, y, before: "StreamingSVC", known: np.ndarray):
+        """Train on the rows of a fitted SVM and further ones, with its row scaling.
+
+        Where the kernel is the same, C, gamma and landmarks are those of `before`, and planes start from its planes. The result is that
+        of a training from nothing with these, to the solver's tolerance.
+
+        Parameters
+        ----------
+        X : Rows
+            All rows, in any order.
+        y : array-like of shape (n,)
+        before : StreamingSVC
+            Fitted.
+        known : ndarray of shape (len(before.classes_),), int
+            Places of its classes among the sorted labels of `y`.
+
+        Returns
+        -------
+        self
+        """
+        return self._fit(X, y, None, before, known)
+
+    def _fit(self, X, y, sample_weight: Any = None, before: Any = None, known: Any = None):
         self._check_parameters()
         source: Any
         if is_rows(X) or is_batches(X):
@@ -170,7 +195,9 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             source, dtype = ArrayRows(X), working_dtype(X.dtype)
         with limit_blas(self.n_jobs_):
             weights = _check_weights(sample_weight)
-            n_rows, mean_square, variance = row_sizes(source, dtype, weights)
+            # with a scaling that is kept nothing else follows from them: a pass less
+            sizes = before is None or self.gamma == "scale"
+            n_rows, mean_square, variance = row_sizes(source, dtype, weights) if sizes else (source.n_rows, 1.0, 1.0)
             if weights is not None and (weights == 1).all():
                 weights = None
             y = self._labels(source, y, n_rows)
@@ -180,14 +207,21 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
                 raise DataError(f"y must hold at least 2 classes, got 1 class: {classes[0]!r}")
             kernel = resolve_kernel(self.kernel, n_rows, len(classes))
             scale = float(1 / np.sqrt(mean_square)) if mean_square > 0 else 1.0
+            scale = scale if before is None else before.scale_
             class_weights = self._class_weights(classes, np.bincount(codes, weights))
             problem = LinearProblem(source, dtype, scale, codes, class_weights, self.n_jobs_, weights)
             gamma = None if isinstance(self.gamma, str) else float(self.gamma)
             if isinstance(self.gamma, str) and self.gamma == "scale":
                 gamma = 1 / (source.n_features * variance * scale**2) if variance > 0 else 1.0
             C, seed = None if isinstance(self.C, str) else float(self.C), self._seed()
-            C, gamma, tried = select(kernel, C, gamma, problem, seed, self.max_iter, self.cache_size, self.n_landmarks, self._codes_of)
+            kept = before if before is not None and before.kernel_ == kernel else None
+            if kept is not None:
+                C, gamma, tried = kept.C_, kept.gamma_, kept.selection_
+            else:
+                C, gamma, tried = select(kernel, C, gamma, problem, seed, self.max_iter, self.cache_size, self.n_landmarks, self._codes_of)
             trainer = _Trainer(self, kernel, C, gamma, seed)
+            if kept is not None:
+                trainer.go_on(kept, problem, known)
             slope = self._calibrate(trainer, problem, classes, seed) if self.probability else None
             machine, n_iter = trainer.fit(problem)
         self.classes_, self.kernel_, self.scale_, self.C_ = classes, kernel, problem.scale, C
@@ -385,6 +419,14 @@ class _Trainer:
         self.landmarks: Landmarks | None = None
         self.solution: LinearSolution | None = None
 
+    def go_on(self, before: StreamingSVC, problem: LinearProblem, known: np.ndarray) -> None:
+        """Start from the planes of `before`, whose classes are `known` among those of `problem`."""
+        if self.kernel == "linear":
+            self.solution = continued(problem, self.C, before.coef_, before.intercept_, known)
+        elif self.kernel == "nystroem":
+            self.landmarks = Landmarks(before.landmarks_, self.gamma, problem.dtype)
+            self.solution = NystroemProblem(problem, self.landmarks).continued(before.dual_coef_, before.intercept_, known)
+
     def fit(self, problem: LinearProblem) -> tuple[Machine, np.ndarray]:
         """The machine and the passes of each plane, or libsvm's iterations of each pair."""
         svc = self.svc
@@ -407,7 +449,7 @@ class _Trainer:
                 f"the {self.kernel} SVM has not converged in max_iter={svc.max_iter} passes for {np.sum(~solution.converged)} of "
                 f"{len(solution.converged)} planes; raise max_iter or tol, or lower C",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return machine, solution.n_passes
 

@@ -20,15 +20,22 @@ def torch_with(n_threads: int) -> Any:
     return torch
 
 
-def medians(works: dict[str, Callable[[], object]], repeats: int, rest: float = REST) -> dict[str, float]:
-    """Median seconds of each piece of work, all run in turn `repeats` times after one call that does not count, each after `rest`."""
+def medians(
+    works: dict[str, Callable[[], object]], repeats: int, rest: float = REST, after: Callable[[], object] = lambda: None
+) -> dict[str, float]:
+    """Median seconds of each piece of work, all run in turn `repeats` times after one call that does not count, each after `rest`.
+
+    What `after` does follows every call and is not timed.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
+        after()
     for _ in range(repeats):
         for name, work in works.items():
             time.sleep(rest)
             start = time.perf_counter()
             work()
             times[name].append(time.perf_counter() - start)
+            after()
     return {name: statistics.median(values) for name, values in times.items()}

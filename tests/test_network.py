@@ -1,12 +1,16 @@
 """Layers: shape arithmetic, filters as finally used, chunks to rows."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamcnn import features
 from streamcnn.errors import DataError, FilterBankError, ParameterError
 from streamcnn.filters import filter_similarity
+from streamcnn.images import open_images
 from streamcnn.kernels import get_kernels
 from streamcnn.network import ConvLayer, Network, layer_from_dict, resolve_layer, resolve_layers, round_features
 
@@ -167,3 +171,32 @@ def test_buffers_are_what_is_declared():
     network = drawn(steps=("standardize",))
     buffers = network.allocate(20, 2, CPU)
     assert {name: b.nbytes for name, b in buffers.items()} == network.buffer_bytes(20, 2, CPU)
+
+
+def test_the_next_chunk_is_queued_before_the_last_one_is_waited_for(monkeypatch):
+    """No chunk waits for whoever takes rows; rows taken stay as they are until the next step; buffers are enough for that."""
+    network = drawn()
+    events: list[tuple[str, int]] = []
+
+    class Recording(features.ThreadPoolExecutor):
+        def submit(self, *args):
+            number = sum(kind == "submit" for kind, _ in events)
+            events.append(("submit", number))
+            future = super().submit(*args)
+            wait = future.result
+
+            def result(timeout=None):
+                events.append(("wait", number))
+                return wait(timeout)
+
+            future.result = result
+            return future
+
+    monkeypatch.setattr(features, "ThreadPoolExecutor", Recording)
+    extractor = features.FeatureExtractor(open_images(IMAGES), network, "float16", 8, 1, CPU)
+    whole = rows_of(network, IMAGES).astype(np.float16)
+    for first, rows in extractor.chunks((0, 40)):
+        time.sleep(0.01)  # the next one is convolved meanwhile
+        np.testing.assert_array_equal(rows, whole[first : first + len(rows)])
+    order = [("submit", 0), *(event for i in range(1, 5) for event in (("submit", i), ("wait", i - 1))), ("wait", 4)]
+    assert events == order

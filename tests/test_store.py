@@ -64,6 +64,40 @@ def test_shards_have_checksums_and_the_agreed_format(tmp_path):
         assert file.id.get_create_plist().get_version()[0] == 3
 
 
+@pytest.mark.parametrize(("n_rows", "steps"), [(37, [37]), (42, [1, 2, 39]), (50, [7] * 7 + [1]), (8, [8])])
+def test_plain_h5py_reads_and_checks_rows_written_in_any_steps(tmp_path, monkeypatch, n_rows, steps):
+    """Chunks of 10 rows, the last one filled in part: h5py reads the rows, and finds a flipped byte in any chunk, its checksum included."""
+    monkeypatch.setattr("streamcnn.shards.HDF5_CHUNK_BYTES", 140)
+    with FeatureStore.create(tmp_path / "store") as store:
+        with store.writing("features", 0, 0, n_rows, 7, np.float16, "") as writer:
+            for n in steps:
+                writer.write(ROWS[writer.filled : writer.filled + n], None)
+        assert store.verify() == []
+    path = tmp_path / "store/features/00000.h5"
+    with h5py.File(path) as file:
+        data = file["features"]
+        assert data.chunks[0] == min(10, n_rows)
+        np.testing.assert_array_equal(data[:], ROWS[:n_rows])
+        places = [(data.id.get_chunk_info(i).byte_offset, data.id.get_chunk_info(i).size) for i in range(data.id.get_num_chunks())]
+    assert len(places) == -(-n_rows // 10)
+    whole = path.read_bytes()
+    for chunk, (offset, size) in enumerate(places):
+        for at in (offset, offset + size - 1):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            with h5py.File(path) as file, pytest.raises(OSError, match="filter"):
+                file["features"][10 * chunk]
+
+
+@pytest.mark.parametrize("rows", [ROWS[:21], ROWS[:3].astype(np.float32), ROWS[:3, :6]], ids=["too many", "another type", "another width"])
+def test_a_shard_takes_only_rows_of_its_kind(tmp_path, rows):
+    """Rows beyond the last, of another dtype or width are refused, and no shard appears."""
+    with FeatureStore.create(tmp_path / "store") as store:
+        with pytest.raises(StoreError, match="features must be at most 20 more rows of 7 float16 numbers"):  # noqa: SIM117
+            with store.writing("features", 0, 0, 20, 7, np.float16, "") as writer:
+                writer.write(rows, None)
+        assert store.shards("features") == []
+
+
 @pytest.mark.parametrize("change", ["flip", "truncate", "delete", "swap"])
 def test_verify_names_the_bad_shard(tmp_path, change):
     """A flipped bit, a cut file, a missing file and an exchanged one are found, and the shard is named."""

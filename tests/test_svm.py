@@ -431,7 +431,7 @@ def test_the_sample_is_stratified(seed, n, limit):
     counts = np.bincount(codes, minlength=3)
     share = counts if n <= limit else counts * limit // n
     assert np.array_equal(np.bincount(codes[rows], minlength=3), share)
-    assert np.array_equal(np.bincount(codes[rows[held_out]], minlength=3), share // 5)
+    assert np.array_equal(np.bincount(codes[rows[held_out]], minlength=3), np.maximum(share // 5, np.minimum(share, 1)))
     assert (np.diff(rows) > 0).all()
 
 
@@ -596,7 +596,7 @@ print(exact and peak is not None, (peak or 0) - before, sum(declared.values()))
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process start its high-water mark afresh")
 @pytest.mark.parametrize(
     ("kernel", "n", "k", "classes", "least"),
-    # libsvm's cache and the support vectors are upper bounds, and the sample is there twice only before the solver is
+    # libsvm's cache, support vectors and the history of planes are upper bounds, and the sample is there twice only before the solver is
     [
         ("linear", 20_000, 200, 20, 0.6),
         ("linear", 2500, 1000, 3, 0.75),
@@ -604,7 +604,7 @@ print(exact and peak is not None, (peak or 0) - before, sum(declared.values()))
         ("linear", 4000, 200, 997, 0.6),
         ("rbf", 3500, 300, 4, 0.2),
         ("nystroem", 6000, 100, 10, 0.6),
-        ("nystroem", 3000, 20, 300, 0.5),
+        ("nystroem", 3000, 20, 300, 0.4),
     ],
 )
 def test_declared_bytes_cover_those_used(kernel, n, k, classes, least):

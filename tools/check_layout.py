@@ -13,12 +13,12 @@ from pathlib import Path
 ORDER = """
 errors files threads rows system tracing memory
 labels imagefiles sources arrayfiles h5images images
-kernels.jit kernels kernels.half kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
+kernels.jit kernels kernels.half kernels.checksum kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
 kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters network arrays shards store
 rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
 quasinewton nystroem selection ladder calibration svm
-presets planning stages plan features progress pipeline model evaluate estimators demo reproduce
+presets planning stages plan features progress pipeline model adding evaluate estimators demo reproduce
 warmup timing gpubench iobench pcabench svmbench pipebench bench commands cli __init__ __main__
 """.split()
 

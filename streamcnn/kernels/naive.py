@@ -77,7 +77,7 @@ def local_contrast(images, window: int, epsilon: float, scratch, out) -> None:
 
 
 def pending_bytes(steps: tuple[str, ...]) -> int:
-    """What float16 conversion, the one compiled kernel beside this reference, will add; see the package."""
-    from streamcnn.kernels import half, jit
+    """What float16 conversion and checksums, the compiled kernels beside this reference, will add; see the package."""
+    from streamcnn.kernels import checksum, half, jit
 
-    return jit.pending_bytes(half.KERNELS)
+    return jit.pending_bytes([*half.KERNELS, *checksum.KERNELS])
