@@ -63,6 +63,8 @@ def combinations() -> list[Combination]:
     found.append(Combination("h5", *small, "fast", "fit", "smallest", ("--n-components=4", *quick)))
     found.append(Combination("h5", *small, "fast", "fit", "smallest", ("--n-components=400", "--pca-solver=incremental", *quick)))
     found.append(Combination("h5", *colour, "fast", "fit", "smallest", ("--n-components=none", "--keep-features=no", *quick)))
+    marks = ("--kernel=nystroem", "--n-landmarks=600", "--C=1", "--gamma=1")
+    found += [Combination("h5", *small, "fast", stage, "smallest", marks) for stage in ("fit", "evaluate")]
     found += [Combination("array", *small, "fast", "transform", limit) for limit in (512, 1024)]
     found.append(Combination("folder", 300, (300, 400, 3), "fast", "fit", "smallest", ("--image-size=64x64",)))
     return found

@@ -76,6 +76,37 @@ def test_every_solver_learns(digits, solver, kernel):
     assert classifier.score(images[1000:], labels[1000:]) > 0.9
 
 
+def test_landmarks_and_probabilities_reach_the_classifier(digits, tmp_path):
+    """kernel="nystroem" and probability=True: stored, saved, loaded, added to, and part of what a stage is reused by."""
+    images, labels = digits
+    parameters = {"kernel": "nystroem", "n_landmarks": 300, "C": 10.0, "gamma": 0.5, "probability": True, "store": tmp_path / "store"}
+    classifier = StreamCNNClassifier(**SMALL, **parameters).fit(images[:1000], labels[:1000])
+    assert classifier.kernel_ == "nystroem" and 280 <= classifier.model_.svm.n_vectors <= 300
+    assert classifier.score(images[1000:], labels[1000:]) > 0.9
+    chances = classifier.predict_proba(images[1000:])
+    assert chances.shape == (len(images) - 1000, 10) and np.abs(chances.sum(axis=1) - 1).max() < 1e-12
+    assert np.array_equal(classifier.classes_[chances.argmax(axis=1)], classifier.predict(images[1000:]))
+    right = chances[np.arange(len(chances)), np.searchsorted(classifier.classes_, labels[1000:])]
+    assert -np.log(right).mean() < 0.5
+    classifier.save(tmp_path / "m.h5")
+    for name, array in load_model(tmp_path / "m.h5").to_arrays().items():
+        np.testing.assert_array_equal(array, classifier.model_.to_arrays()[name])
+    fewer = StreamCNNClassifier(**SMALL, **(parameters | {"n_landmarks": 100, "probability": False})).fit(images[:1000], labels[:1000])
+    assert "project" in fewer.report_.reused and fewer.model_.svm.n_vectors <= 100 and not hasattr(fewer, "predict_proba")
+
+
+def test_added_images_keep_the_landmarks(digits, tmp_path):
+    """partial_fit of a Nystroem SVM goes on with its landmarks, and learns classes that had none of them."""
+    images, labels = digits
+    known = labels[:1200] < 8
+    parameters = {"kernel": "nystroem", "n_landmarks": 200, "C": 1.0, "gamma": 0.5, "store": tmp_path / "store"}
+    classifier = StreamCNNClassifier(**SMALL, **parameters).fit(images[:1200][known], labels[:1200][known])
+    landmarks = classifier.model_.svm.landmarks_
+    classifier.partial_fit(images[:1200][~known], labels[:1200][~known])
+    assert np.array_equal(classifier.model_.svm.landmarks_, landmarks) and classifier.classes_.tolist() == list(range(10))
+    assert classifier.score(images[1200:], labels[1200:]) > 0.85
+
+
 def test_no_pca_trains_on_features(digits):
     """n_components=None leaves PCA away."""
     images, labels = digits[0][:400], digits[1][:400]
