@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from streamcnn import iobench, pcabench, pipebench, svmbench
+from streamcnn import iobench, pcabench, pipebench, rbfbench, svmbench
 from streamcnn.errors import ParameterError, StreamCNNError
 from streamcnn.estimators import StreamCNNClassifier
 from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, empty_lines
@@ -245,6 +245,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "io": iobench.extraction,
     "pca": pcabench.measure,
     "svm": svmbench.measure,
+    "rbf": rbfbench.measure,
     "pipeline": pipebench.measure,
 }
 """Name to function of (threads, repetitions, shrink); each returns a JSON object that its docstring describes."""
@@ -259,7 +260,7 @@ def report(result: dict[str, Any]) -> str:
         lines += ["", conv_table(result["conv"]), *conv_summary(result["conv"])]
     if "io" in result:
         lines += ["", iobench.table(result["io"]), *iobench.summary(result["io"])]
-    for name, module in (("pca", pcabench), ("svm", svmbench), ("pipeline", pipebench)):
+    for name, module in (("pca", pcabench), ("svm", svmbench), ("rbf", rbfbench), ("pipeline", pipebench)):
         if name in result:
             lines += ["", module.table(result[name])]
     return "\n".join(lines)

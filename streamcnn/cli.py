@@ -100,13 +100,16 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
     bench = add("bench", "measured figures of this machine")
-    bench.add_argument("name", metavar="NAME", help="conv, io, pca, svm, pipeline, or all")
+    bench.add_argument("name", metavar="NAME", help="conv, io, pca, svm, rbf, pipeline, or all")
     bench.add_argument("--threads", type=int, metavar="N", help="threads of every library compared; all cores if left away")
     bench.add_argument("--repeats", type=int, default=9, metavar="N", help="repetitions, of which the median is taken")
     bench.add_argument("--shrink", type=int, default=1, metavar="N", help="divide the number of images, to try it out")
-    bench.add_argument("--rows", type=int, nargs="+", metavar="N", help="svm: numbers of rows, each a run (default 60000 1000000)")
-    bench.add_argument("--images", nargs="+", metavar="FOLDER", help="svm, pipeline: class-per-folder images for training and test")
-    bench.add_argument("--alone", action="store_true", help="svm: ours without its rivals")
+    bench.add_argument(
+        "--rows", type=int, nargs="+", metavar="N", help="svm, rbf: numbers of rows, each a run (default 60000 and, with svm, 1000000)"
+    )
+    bench.add_argument("--images", nargs="+", metavar="FOLDER", help="svm, rbf, pipeline: class-per-folder images for training and test")
+    bench.add_argument("--alone", action="store_true", help="svm, rbf: ours without its rivals")
+    bench.add_argument("--landmarks", type=int, nargs="+", metavar="N", help="rbf: numbers of landmarks (default 2048 8192)")
     bench.add_argument("--emulate", metavar="CPU", help="avx2: hold every library to that instruction set")
     warmup = add("warmup", "compile the kernels now, into the cache on disk")
     for command in (bench, warmup):

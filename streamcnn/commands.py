@@ -384,11 +384,20 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             raise ParameterError(f"--{name} must be at least 1, got {getattr(args, name)}")
     n_threads = resolve_n_jobs(args.threads)
     options = {"sizes": args.rows, "folders": args.images and [Path(folder) for folder in args.images]}
-    options = {name: value for name, value in (options | {"alone": args.alone or None}).items() if value is not None}
-    allowed = {"svm": {"sizes", "folders", "alone"}, "pipeline": {"folders"}}.get(args.name, set()) if args.emulate is None else set()
+    options = {
+        name: value for name, value in (options | {"alone": args.alone or None, "landmarks": args.landmarks}).items() if value is not None
+    }
+    allowed = (
+        {"svm": {"sizes", "folders", "alone"}, "rbf": {"sizes", "folders", "alone", "landmarks"}, "pipeline": {"folders"}}.get(
+            args.name, set()
+        )
+        if args.emulate is None
+        else set()
+    )
     if not options.keys() <= allowed:
         raise ParameterError(
-            f"--rows and --alone are for bench svm, --images for bench svm and pipeline, without --emulate; got them for bench {args.name}"
+            "--rows and --alone are for bench svm and rbf, --landmarks for bench rbf, --images for these and pipeline, without --emulate; "
+            f"got them for bench {args.name}"
         )
     if args.emulate is None:
         result = run_benchmarks(args.name, n_threads, args.repeats, args.shrink, **options)

@@ -5,7 +5,7 @@ STREAMCNN_DATA=... python tools/bench.py  those and Extended Yale B; with STREAM
 python tools/bench.py conv                only this table, likewise demo, io, yale and large
 python tools/bench.py million             LinearSVC with a million rows (a quarter of an hour), likewise scaling (10 million, 8 GB of disk)
 python tools/bench.py pca                 IncrementalPCA, by its first batches
-STREAMCNN_DATA=... python tools/bench.py svm   and pipeline: from `cifar10/train` and `cifar10/test` there, a folder for each class
+STREAMCNN_DATA=... python tools/bench.py svm   and rbf and pipeline: from `cifar10/train` and `cifar10/test` there, a folder for each class
 """
 
 import json
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from streamcnn import bench, iobench, pcabench, pipebench, svmbench
+from streamcnn import bench, iobench, pcabench, pipebench, rbfbench, svmbench
 from streamcnn.reproduce import PAPER
 
 README = Path(__file__).parent.parent / "README.md"
@@ -134,6 +134,7 @@ def main(names: list[str]) -> None:
     if folder:
         parts = [str(Path(folder) / "cifar10" / part) for part in ("train", "test")]
         slow["svm"] = lambda: bench_table("svm", svmbench, "--images", *parts, "--rows", "60000", "--repeats", "2")
+        slow["rbf"] = lambda: bench_table("rbf", rbfbench, "--images", *parts)
         slow["pipeline"] = lambda: bench_table("pipeline", pipebench, "--images", *parts, "--repeats", "1")
     if unknown := set(names) - tables.keys() - slow.keys():
         raise SystemExit(
