@@ -1,5 +1,6 @@
 """Measured: extraction from an HDF5 file to a store, against its parts, under limits, and against a convolution in memory."""
 
+import io
 import shutil
 import statistics
 import subprocess
@@ -99,7 +100,7 @@ def _start_seconds(path: Path, n_threads: int) -> float:
     command = [sys.executable, "-P", "-m", "streamcnn", "fit", str(path), "--model", str(path.with_name("model.h5")), "--store", str(store)]
     start, said = time.perf_counter(), b""
     with subprocess.Popen([*command, "--threads", str(n_threads), "--device", "cpu"], stderr=subprocess.PIPE) as child:
-        assert child.stderr is not None
+        assert isinstance(child.stderr, io.BufferedReader)
         try:
             while b"\rextract" not in said:
                 part = child.stderr.read1()
