@@ -7,7 +7,7 @@ import numpy as np
 
 from streamcnn.images import ImageSource
 from streamcnn.memory import MemoryMonitor
-from streamcnn.network import Network, round_features
+from streamcnn.network import Network
 from streamcnn.system import trim_heap
 
 
@@ -57,9 +57,8 @@ class FeatureExtractor:
 
     def convolve(self, images: np.ndarray, turn: int = 0) -> np.ndarray:
         """Rounded rows of at most a chunk of images, in the buffer `turn`."""
-        rows = self.network.transform(images, self._buffers, self._kernels)
         rounded = self._rounded[turn][: len(images)]
-        round_features(rows, rounded)
+        self.network.transform_rounded(images, self._buffers, self._kernels, rounded)
         return rounded
 
     def chunks(self, *ranges: tuple[int, int]) -> Generator[tuple[int, np.ndarray], None, None]:

@@ -1,7 +1,8 @@
 """Measures the CUDA convolution against PyTorch with cuDNN: `python -m streamcnn.gpubench` on a machine with a device.
 
 Float32 on both sides, TF32 off. Two comparisons: kernels alone, with everything on the device (PyTorch's images already float32, in
-the better of its two layouts), and end to end from images to features in host memory. Contenders take turns; medians are kept.
+the better of its two layouts), and end to end from images to features in host memory, which both sides round to float16 on the
+device. Contenders take turns; medians are kept.
 """
 
 import importlib
@@ -133,11 +134,11 @@ def _ours(case: Case, kernels, images, filters, bias, n_threads: int) -> tuple[n
     """The features, and for each measurement what starts the work and what waits for it."""
     cuda = kernels.cuda
     rows, cols = (np.arange(length // case.pool + 1) * case.pool for length in case.conv_shape)
-    out = np.zeros((case.n, len(rows) - 1, len(cols) - 1, case.n_filters), np.float32)
+    out = np.zeros((case.n, len(rows) - 1, len(cols) - 1, case.n_filters), np.float16)
     scratch = np.empty((n_threads, kernels.conv_scratch(images.shape[1:], filters.shape, out.shape[1:], 0)), np.float32)
     codes = (1, 0, ACTIVATIONS["relu"], 0.0, POOLS["mean"], rows, cols)
     tile = kernels.choose_tile(case.n_filters, filters[0].size, False)
-    launch = kernels.prepare_conv(images.shape[1:], filters, bias, *codes, tile)
+    launch, _ = kernels.prepare_conv(images.shape[1:], filters, bias, *codes, tile)
     stream = cuda.stream()
     on_device, result = cuda.to_device(images.reshape(-1)), cuda.device_array(out.size, np.float32)
 
@@ -164,7 +165,7 @@ def _theirs(case: Case, torch, images, filters, bias) -> tuple[Callable, dict[st
     pinned = torch.empty(images.shape, dtype=torch.from_numpy(images[:0]).dtype, pin_memory=device.type == "cuda").permute(0, 3, 1, 2)
     contenders: dict[str, tuple[Callable, Callable]] = {}
     shape = (case.n, case.n_filters, *(length // case.pool for length in case.conv_shape))
-    fetched = torch.empty(shape, pin_memory=device.type == "cuda")
+    fetched = torch.empty(shape, dtype=torch.float16, pin_memory=device.type == "cuda")
     biases = torch.from_numpy(bias).to(device)
 
     def compute(x, weights):
@@ -174,7 +175,7 @@ def _theirs(case: Case, torch, images, filters, bias) -> tuple[Callable, dict[st
     def end_to_end(weights, memory):
         pinned.copy_(host)
         x = pinned.to(device, non_blocking=True).float().contiguous(memory_format=memory)
-        fetched.copy_(compute(x, weights), non_blocking=True)
+        fetched.copy_(compute(x, weights).half(), non_blocking=True)
         wait()
 
     for name, memory in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)):
@@ -182,7 +183,7 @@ def _theirs(case: Case, torch, images, filters, bias) -> tuple[Callable, dict[st
         x = host.float().contiguous(memory_format=memory).to(device)
         contenders[f"torch {name}"] = (lambda x=x, weights=weights: compute(x, weights), wait)
         contenders[f"torch wall {name}"] = (lambda weights=weights, memory=memory: end_to_end(weights, memory), _nothing)
-    return lambda: fetched.permute(0, 2, 3, 1).numpy(), contenders
+    return lambda: fetched.permute(0, 2, 3, 1).float().numpy(), contenders
 
 
 def _nothing() -> None:

@@ -311,16 +311,29 @@ class Network:
 
     def transform(self, images: np.ndarray, buffers: dict[str, np.ndarray], kernels) -> np.ndarray:
         """Feature rows (n, n_features) float32 of images (n, height, width, channels): a view of a buffer, valid until the next call."""
-        x = self._preprocessed(images, buffers, kernels)
+        last = buffers[f"layer {len(self.geometry)} output"][: len(images)]
+        self._convolve(images, buffers, kernels, last)
+        return last.reshape(len(images), -1)
+
+    def transform_rounded(self, images: np.ndarray, buffers: dict[str, np.ndarray], kernels, out: np.ndarray) -> None:
+        """Write feature rows to `out` (n, n_features), float16 or float32, as `round_features` does; same errors."""
+        if out.dtype == np.float16 and kernels.WRITES_HALF:
+            _check_range(self._convolve(images, buffers, kernels, out.reshape(-1, *self.geometry[-1].out_shape)), out.dtype)
+        else:
+            round_features(self.transform(images, buffers, kernels), out)
+
+    def _convolve(self, images: np.ndarray, buffers: dict[str, np.ndarray], kernels, last: np.ndarray) -> bool:
+        """All layers, the last one into `last`; what its kernel returns."""
+        x, result = self._preprocessed(images, buffers, kernels), True
         for number, (g, filters) in enumerate(zip(self.geometry, self.filters), start=1):
-            out = buffers[f"layer {number} output"][: len(images)]
-            kernels.conv_layer(
+            out = last if number == len(self.geometry) else buffers[f"layer {number} output"][: len(images)]
+            result = kernels.conv_layer(
                 *(x, filters, np.zeros(len(filters), np.float32), g.layer.stride, g.layer.padding),
                 *(ACTIVATIONS[g.layer.activation], g.layer.threshold, POOLS[g.layer.pool or "mean"], g.row_edges, g.col_edges),
                 *(buffers["kernel scratch"], out),
             )
             x = out
-        return x.reshape(len(images), -1)
+        return result
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The filters by name, for saving; the rest follows from `describe`."""
@@ -365,5 +378,9 @@ def round_features(rows: np.ndarray, out: np.ndarray) -> None:
     else:
         out[:] = rows
         fits = bool(np.isfinite(out).all())
+    _check_range(fits, out.dtype)
+
+
+def _check_range(fits: bool, dtype: np.dtype) -> None:
     if not fits:
-        raise DataError(f'features exceed the range of {out.dtype.name}: choose feature_dtype="float32", or a smaller gain')
+        raise DataError(f'features exceed the range of {dtype.name}: choose feature_dtype="float32", or a smaller gain')

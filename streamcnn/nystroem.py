@@ -233,16 +233,12 @@ class NystroemMachine(KernelMachine):
 
     def __init__(self, gamma: float, scale: float, landmarks: np.ndarray, dual_coef: np.ndarray, intercept: np.ndarray):
         super().__init__(gamma, scale, landmarks, intercept)
-        self.landmarks, self.dual_coef = landmarks, dual_coef
+        self.landmarks, self.dual_coef, self.intercept = landmarks, dual_coef, intercept
 
     @property
     def n_outputs(self) -> int:
         """Columns of the decisions."""
         return len(self.intercept)
-
-    def decide(self, tile: np.ndarray, out: np.ndarray) -> None:
-        """Decisions of raw float64 rows `tile` (rows, n_features), which is overwritten, into `out` (rows, n_planes)."""
-        self.sums(tile, out)
 
     def add(self, kernel: np.ndarray, start: int, stop: int, sums: np.ndarray) -> None:
         """Every landmark speaks for every plane."""

@@ -8,7 +8,7 @@ TILE, _ROWS = 1024, 16
 
 
 class KernelMachine:
-    """Sums over an RBF kernel with vectors, in fixed blocks.
+    """Decisions from sums over an RBF kernel with vectors, in fixed blocks.
 
     Parameters
     ----------
@@ -18,46 +18,51 @@ class KernelMachine:
         Factor on the rows given.
     vectors : ndarray of shape (m, n_features), float64
         Scaled.
-    intercept : ndarray of shape (n_sums,), float64
+    constants : ndarray of shape (n_sums,), float64
+        What the sums start from.
     """
 
-    def __init__(self, gamma: float, scale: float, vectors: np.ndarray, intercept: np.ndarray):
-        self.gamma, self.scale = float(gamma), float(scale)
-        self.vectors, self.intercept = vectors, intercept
-        self._squares = np.einsum("ij,ij->i", vectors, vectors)
+    def __init__(self, gamma: float, scale: float, vectors: np.ndarray, constants: np.ndarray):
+        self.gamma, self.scale, self.vectors = float(gamma), float(scale), vectors
+        self._constants, self._sizes = constants, self.gamma * np.einsum("ij,ij->i", vectors, vectors)
         self._of_zeros: np.ndarray | None = None
 
     def add(self, kernel: np.ndarray, start: int, stop: int, sums: np.ndarray) -> None:
         """Add to `sums` (rows, n_sums) what `kernel` (rows, stop - start) with vectors `start` to `stop` contributes."""
         raise NotImplementedError
 
-    def sums(self, tile: np.ndarray, out: np.ndarray) -> None:
-        """Sums for raw float64 rows `tile` (rows, n_features), which is overwritten, into `out` (rows, n_sums)."""
+    def settle(self, sums: np.ndarray, out: np.ndarray) -> None:
+        """Make decisions `out` (rows, n_outputs) of `sums` (rows, n_sums)."""
+        out[:] = sums
+
+    def decide(self, tile: np.ndarray, out: np.ndarray) -> None:
+        """Decisions of raw float64 rows `tile` (rows, n_features), which is overwritten, into `out` (rows, n_outputs)."""
         for start in range(0, len(tile), _ROWS):
             rows, result = tile[start : start + _ROWS], out[start : start + _ROWS]
             if len(rows) == _ROWS and not rows.any():  # padding: most of the block that a single image is decided in
                 if self._of_zeros is None:
                     self._of_zeros = np.empty_like(result)
-                    self._add_all(rows, self._of_zeros)
+                    self._decide(rows, self._of_zeros)
                 result[:] = self._of_zeros
             else:
-                self._add_all(rows, result)
+                self._decide(rows, result)
 
-    def _add_all(self, tile: np.ndarray, sums: np.ndarray) -> None:
+    def _decide(self, tile: np.ndarray, out: np.ndarray) -> None:
         tile *= self.scale
-        squares = np.einsum("ij,ij->i", tile, tile)
-        sums[:] = self.intercept
+        sizes = self.gamma * np.einsum("ij,ij->i", tile, tile)
+        tile *= 2 * self.gamma
+        sums = np.empty((len(tile), len(self._constants)))
+        sums[:] = self._constants
         for start in range(0, len(self.vectors), TILE):
             stop = min(start + TILE, len(self.vectors))
             kernel = tile @ self.vectors[start:stop].T
-            kernel *= 2
-            kernel -= squares[:, None]
-            kernel -= self._squares[start:stop]
-            kernel *= self.gamma
+            kernel -= sizes[:, None]
+            kernel -= self._sizes[start:stop]
             # rounding may leave a distance of 0 on the wrong side
             np.minimum(kernel, 0, out=kernel)
             np.exp(kernel, out=kernel)
             self.add(kernel, start, stop, sums)
+        self.settle(sums, out)
 
 
 class RbfMachine(KernelMachine):
@@ -76,16 +81,18 @@ class RbfMachine(KernelMachine):
     """
 
     def __init__(self, gamma: float, scale: float, support_vectors, dual_coef, intercept, n_support):
-        super().__init__(gamma, scale, support_vectors, intercept)
-        self.support_vectors = support_vectors
-        self.dual_coef, self.n_support = dual_coef, n_support
         n = len(n_support)
-        # pair (i, j), i < j, stands at pairs[i, j]; row i lists those of class i, by the other class ascending as dual_coef has them
-        pairs = np.zeros((n, n), np.int64)
-        upper = np.triu_indices(n, 1)
-        pairs[upper] = np.arange(len(upper[0]))
-        pairs += pairs.T
-        self._pairs = pairs[~np.eye(n, dtype=bool)].reshape(n, n - 1)
+        # for each class one sum for every other class, ascending as in dual_coef; a pair's decision is the sum of its two, and its
+        # intercept begins that of its first class
+        mine, other = np.nonzero(~np.eye(n, dtype=bool))
+        place = np.empty((n, n), np.int64)
+        place[mine, other] = np.arange(len(mine))
+        self._partner, self._first = place[other, mine], mine < other
+        constants = np.zeros(len(mine))
+        constants[self._first] = intercept
+        super().__init__(gamma, scale, support_vectors, constants)
+        self.support_vectors, self.intercept = support_vectors, intercept
+        self.dual_coef, self.n_support = dual_coef, n_support
         self._ends = np.cumsum(n_support)
 
     @classmethod
@@ -106,28 +113,25 @@ class RbfMachine(KernelMachine):
         """Columns of the decisions."""
         return 1 if len(self.n_support) == 2 else len(self.n_support)
 
-    def decide(self, tile: np.ndarray, out: np.ndarray) -> None:
-        """Decisions of raw float64 rows `tile` (rows, n_features), which is overwritten, into `out` (rows, n_outputs).
-
-        As scikit-learn's `decision_function_shape="ovr"`: votes of the pairs, plus the sum s of the pairs' decisions squashed to
-        s / (3 (|s| + 1)), which settles equal votes. Two classes: the one pair's decision, positive for the second class.
-        """
-        pairs = np.empty((len(tile), len(self.intercept)))
-        self.sums(tile, pairs)
-        if self.n_outputs == 1:
-            out[:, 0] = pairs[:, 0]
-            return
-        for code, columns in enumerate(self._pairs):
-            own = pairs[:, columns]
-            # a pair speaks for its first class from 0 upwards, for its second one below 0
-            votes = (own[:, code:] >= 0).sum(axis=1) + (own[:, :code] < 0).sum(axis=1)
-            confidence = own[:, code:].sum(axis=1) - own[:, :code].sum(axis=1)
-            out[:, code] = votes + confidence / (3 * (np.abs(confidence) + 1))
-
     def add(self, kernel: np.ndarray, start: int, stop: int, sums: np.ndarray) -> None:
         """Each support vector speaks in the pairs of its class."""
+        others = len(self.n_support) - 1
         for code in range(np.searchsorted(self._ends, start, side="right"), len(self.n_support)):
             first, last = max(start, self._ends[code] - self.n_support[code]), min(stop, self._ends[code])
             if first >= stop:
                 break
-            sums[:, self._pairs[code]] += kernel[:, first - start : last - start] @ self.dual_coef[:, first:last].T
+            sums[:, code * others : (code + 1) * others] += kernel[:, first - start : last - start] @ self.dual_coef[:, first:last].T
+
+    def settle(self, sums: np.ndarray, out: np.ndarray) -> None:
+        """As scikit-learn's `decision_function_shape="ovr"`: votes of the pairs, plus the sum s of the pairs' decisions squashed to
+        s / (3 (|s| + 1)), which settles equal votes. Two classes: the one pair's decision, positive for the second class.
+        """
+        pairs = sums + sums[:, self._partner]
+        if self.n_outputs == 1:
+            out[:, 0] = pairs[:, 0]
+            return
+        by_class = len(sums), len(self.n_support), -1
+        # a pair speaks for its first class from 0 upwards, for its second one below 0
+        votes = np.count_nonzero(((pairs >= 0) == self._first).reshape(by_class), axis=2)
+        confidence = np.where(self._first, pairs, -pairs).reshape(by_class).sum(axis=2)
+        np.add(votes, confidence / (3 * (np.abs(confidence) + 1)), out=out)

@@ -2,6 +2,7 @@
 Nystroem features of them."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -380,22 +381,23 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             C, gamma, scale = (float(value) for value in np.asarray(arrays["chosen"]).reshape(3))
             gamma = float("nan") if kernel == "linear" else gamma
             n = len(classes)
-            machine: Machine
+            # built once the arrays are known to fit
+            build: tuple[Callable[..., Machine], tuple]
             if kernel == "linear":
                 coef = np.asarray(arrays["coef_"], np.float64)
                 fits = coef.shape == (1 if n == 2 else n, d) and intercept.shape == (len(coef),)
-                machine = LinearMachine(coef, intercept)
+                build = LinearMachine, (coef, intercept)
             elif kernel == "nystroem":
                 vectors, dual = np.asarray(arrays["landmarks_"], np.float64), np.asarray(arrays["dual_coef_"], np.float64)
                 fits = vectors.ndim == 2 and vectors.shape[1] == d and dual.shape == (1 if n == 2 else n, len(vectors))
                 fits = fits and intercept.shape == (len(dual),)
-                machine = NystroemMachine(gamma, scale, vectors, dual, intercept)
+                build = NystroemMachine, (gamma, scale, vectors, dual, intercept)
             else:
                 vectors, dual = np.asarray(arrays["support_vectors_"], np.float64), np.asarray(arrays["dual_coef_"], np.float64)
                 n_support = np.asarray(arrays["n_support_"], np.int64)
                 fits = vectors.shape == (n_support.sum(), d) and dual.shape == (n - 1, len(vectors)) and len(n_support) == n
                 fits = fits and intercept.shape == (n * (n - 1) // 2,) and bool((n_support >= 0).all())
-                machine = RbfMachine(gamma, scale, vectors, dual, intercept, n_support)
+                build = RbfMachine, (gamma, scale, vectors, dual, intercept, n_support)
             tried = np.asarray(arrays["selection_"], np.float64).reshape(-1, 3).tolist()
             n_iter = np.asarray(arrays["n_iter_"])
             slope = float(np.asarray(arrays["slope_"]).reshape(())) if "slope_" in arrays else None
@@ -407,7 +409,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         svc.classes_, svc.kernel_, svc.scale_, svc.C_, svc.gamma_ = classes, kernel, scale, C, gamma
         svc.n_features_in_, svc.n_jobs_, svc.n_iter_ = d, n_jobs, n_iter
         svc.selection_ = {(c if kernel == "linear" else (c, g)): accuracy for c, g, accuracy in tried}
-        svc._take(machine, slope)
+        svc._take(build[0](*build[1]), slope)
         return svc
 
 

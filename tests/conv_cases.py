@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 
 from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, naive
+from streamcnn.kernels.half import narrow
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -93,6 +94,28 @@ def same_as_cpu(out, case):
     expected = run(cpu, *case[0], **case[1])
     alike = (bits(out) == bits(expected)) | (np.isnan(out) & np.isnan(expected))
     assert alike.all(), f"{(~alike).sum()} of {alike.size} numbers differ from the CPU's"
+
+
+def rounds_as_the_cpu(kernels):
+    """Assert that float16 results have the bits of `half.narrow`, and that what float16 cannot hold is told.
+
+    Each number is a bias on a black pixel: exact ones, ties, their neighbours, denormals, and the ends of the range.
+    """
+    steps = [1, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-11 + 2**-23, 2**-14, 2**-24, 2**-25, 3 * 2**-25, 2**-26, 2**-140, 0, 65504, 65519.996]
+    numbers = np.array([*steps, -2, -(2**-25), -1 - 2**-11], np.float32)
+    pixel, filters, edges = np.zeros((1, 1, 1, 1), np.uint8), np.zeros((len(numbers), 1, 1, 1), np.float32), np.arange(2)
+
+    def convolve(bias):
+        out = np.empty((1, 1, 1, 2 * len(bias)), np.float16)
+        scratch = np.empty((1, kernels.conv_scratch((1, 1, 1), filters.shape, out.shape[1:], 0)), np.float32)
+        return out, kernels.conv_layer(*(pixel, filters, bias, 1, 0, ACTIVATIONS["split"], 0.0, POOLS["mean"], edges, edges, scratch, out))
+
+    out, fits = convolve(numbers)
+    expected = np.empty(2 * len(numbers), np.float16)
+    assert narrow(np.maximum(np.concatenate([numbers, -numbers]), 0), expected)
+    assert fits is True and np.array_equal(out.reshape(-1).view(np.uint16), expected.view(np.uint16))
+    for beyond in (65520, -65520, np.inf, np.nan):
+        assert convolve(np.append(numbers[1:], np.float32(beyond)))[1] is False, beyond
 
 
 def multiply_adds(case):

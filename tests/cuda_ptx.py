@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numba
 from numba import cuda, float32, float64, int32, int64, uint8, uint32
 from numba.cuda import dispatcher
+from numba.cuda.types import float16
 
 from streamcnn.kernels import ACTIVATIONS, POOLS, cudaloops, cudapixels
 from streamcnn.kernels.cuda import choose_tile
@@ -44,6 +45,7 @@ def examine(name, kernel, signature, capability, folder) -> dict:
         "aligned": r"\.shared \.align 16",
         "flushed": r"\.ftz|\.approx",
         "tensor": r"tf32|mma",
+        "halves": r"cvt\.rn\.f16\.f32",
     }.items():
         result[key] = len(re.findall(pattern, code))
     # a product without .rn may be fused with a sum that takes it
@@ -89,9 +91,10 @@ def kernels():
     ]:
         tile = choose_tile(n_filters, n_taps, activation == "split")
         for images, checked in [(uint8[::1], n_taps % tile.taps > 0), (FLOATS, True)]:
-            kernel = cudaloops.conv_kernel(tile, ACTIVATIONS[activation], POOLS[pool], checked)
-            signature = (images, FLOATS, FLOATS, uint32[::1], INTS, FLOATS, int64[::1], float32, FLOATS)
-            yield f"conv {n_filters} x {n_taps} {activation} {pool} {images.dtype} {tile}", kernel, signature
+            for out in (FLOATS, float16[::1]):
+                kernel = cudaloops.conv_kernel(tile, ACTIVATIONS[activation], POOLS[pool], checked, out is not FLOATS)
+                signature = (images, FLOATS, FLOATS, uint32[::1], INTS, FLOATS, int64[::1], float32, out, uint32[::1])
+                yield f"conv {n_filters} x {n_taps} {activation} {pool} {images.dtype} {out.dtype} {tile}", kernel, signature
     yield "standardize", cudapixels.standardize_kernel(128), (uint8[::1], int64, FLOATS)
     yield "standardize floats", cudapixels.standardize_floats_kernel(128), (FLOATS, int64, FLOATS)
     yield "multiply-adds", cudaloops.multiply_adds, (float32, int64, FLOATS)
@@ -107,7 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         chosen = list(kernels())
         # every kernel for the first, the first layer of the benchmark for the others
-        todo = [(k, capabilities[0]) for k in chosen] + [(chosen[4], capability) for capability in capabilities[1:]]
+        todo = [(k, capabilities[0]) for k in chosen] + [(k, capability) for capability in capabilities[1:] for k in chosen[8:10]]
         json.dump([examine(*kernel, capability, folder) for kernel, capability in todo], sys.stdout)
 
 

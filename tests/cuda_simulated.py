@@ -17,11 +17,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import test_preprocess
-from conv_cases import CASES, NON_FINITE, agree, bits, for_simulator, make, run, same_as_cpu
+from conv_cases import CASES, NON_FINITE, agree, bits, for_simulator, make, rounds_as_the_cpu, run, same_as_cpu
 from numba.cuda.simulator import kernelapi
 
 from streamcnn import ConvFeatures, ConvLayer, gpubench
-from streamcnn.errors import MemoryBudgetError, ParameterError
+from streamcnn.errors import DataError, MemoryBudgetError, ParameterError
 from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, cuda, cudadevice, naive
 from streamcnn.kernels.cudaloops import Tile
 
@@ -205,6 +205,11 @@ def chosen_tiles():
     assert cuda.choose_tile(8, 25, False).block_filters == 16
 
 
+def halves():
+    """float16 results are rounded as on the host, in the device's kernel; those beyond its range are told."""
+    rounds_as_the_cpu(with_tile(SMALL))
+
+
 def no_images_is_no_work():
     images, filters, bias = make(0, (5, 5, 1), 3, (3, 3))
     assert run(with_tile(SMALL), images, filters, bias).shape == (0, 3, 3, 3)
@@ -243,6 +248,8 @@ def features_are_the_same_on_both():
     """ConvFeatures on the device, preprocessing and the scale of its filters included, gives the bits of the CPU."""
     images = np.random.default_rng(0).integers(0, 256, (9, 6, 7), dtype=np.uint8)
     original, cuda.TILES = cuda.TILES, (SMALL,)
+    fetched, stream = [], cuda.stream_chunks
+    cuda.stream_chunks = lambda images, out, *rest, **more: fetched.append(out.dtype.name) or stream(images, out, *rest, **more)
     try:
         rows = []
         for device in ("cpu", "cuda"):
@@ -250,8 +257,16 @@ def features_are_the_same_on_both():
             features = ConvFeatures(layers=layers, preprocess="standardize", device=device, n_jobs=2, random_state=0)
             rows.append(features.fit_transform(images))
             assert features.device_ == device
+            layers[1] = ConvLayer(2, 2, filters="random", pool=None, activation="abs", gain=1e5)
+            try:
+                ConvFeatures(layers=layers, device=device, n_jobs=2, random_state=0).fit_transform(images)
+            except DataError as error:
+                assert 'exceed the range of float16: choose feature_dtype="float32"' in str(error)
+            else:
+                raise AssertionError("no error")
+        assert set(fetched) == {"float32", "float16"}  # the last layer's results alone travel as float16
     finally:
-        cuda.TILES = original
+        cuda.TILES, cuda.stream_chunks = original, stream
     assert rows[0].any() and np.array_equal(bits(rows[0]), bits(rows[1]))
 
 
@@ -279,6 +294,7 @@ for check in (
     an_interrupted_call_leaves_nothing_behind,
     conv_memory_covers_what_is_sent,
     chosen_tiles,
+    halves,
     no_images_is_no_work,
     preprocessing_of_odd_images,
     features_are_the_same_on_both,

@@ -88,6 +88,8 @@ def test_bench_io_measures_the_whole_and_its_parts(capsys):
     parts = io["parts_seconds"]
     assert io["overlap"] == pytest.approx(io["extract_seconds"] / max(parts["convolve"], parts["read"] + parts["write"]))
     assert min(parts.values()) > 0
+    assert io["start_seconds"] > 0.1  # a process that imports numpy and numba takes longer
+    assert f"starts its first chunk {io['start_seconds']:.1f} s after the command" in printed.err
     if io["torch_seconds"]:
         assert io["ratio"] == pytest.approx(min(io["torch_seconds"].values()) / io["extract_seconds"])
     assert "| only convolve |" in printed.err

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import test_preprocess
-from conv_cases import CASES, NON_FINITE, agree, bits, for_simulator, make, run, same_as_cpu, windows
+from conv_cases import CASES, NON_FINITE, agree, bits, for_simulator, make, rounds_as_the_cpu, run, same_as_cpu, windows
 
 from streamcnn import kernels
 from streamcnn.errors import DeviceError
@@ -68,6 +68,7 @@ def test_ptx_rounds_as_the_cpu_does(compiled):
             continue
         assert kernel["other fma"] == kernel["flushed"] == kernel["fusible"] == 0, kernel
         assert (kernel["fma"] > 0) == name.startswith(("conv", "multiply-adds"))
+        assert (kernel["halves"] > 0) == (" float16 " in name), kernel
         if name.startswith("conv"):
             # the innermost loop: loads of four numbers only
             assert kernel["fma"] % 16 == 0 and kernel["vector loads"] > 0 and kernel["single loads"] == 0, kernel
@@ -108,6 +109,11 @@ def test_device_follows_ieee(device, name):
     """Infinity and NaN as on the CPU."""
     arrays, options = NON_FINITE[name]
     same_as_cpu(run(device, *arrays, **options), NON_FINITE[name])
+
+
+def test_device_rounds_as_the_cpu(device):
+    """float16 results have the bits of the host's rounding, and those beyond its range are told."""
+    rounds_as_the_cpu(device)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

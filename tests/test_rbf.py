@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.svm import SVC
 
-from streamcnn.rbf import RbfMachine
+from streamcnn.rbf import TILE, RbfMachine
 
 
 @pytest.mark.parametrize("n_classes", [2, 4])
@@ -38,3 +38,20 @@ def test_a_row_has_the_same_bits_beside_padding_as_beside_other_rows():
     for block, out in zip((full, alone), results):
         machine.decide(block.copy(), out)
     assert np.array_equal(results[0][:16], results[1][:16])
+
+
+def test_votes_and_their_settling_are_those_of_scikit_learn():
+    """Seven overlapping classes, whose vectors begin and end inside of tiles: each row's decisions are scikit-learn's, ties included."""
+    rng = np.random.default_rng(2)
+    rows, codes = rng.normal(size=(1400, 3)), np.arange(1400) % 7
+    rows[np.arange(1400), codes % 3] += codes / 4
+    svc = SVC(kernel="rbf", gamma=0.4, C=3.0, decision_function_shape="ovr").fit(rows, codes)
+    assert len(svc.support_vectors_) > TILE
+    block = rng.normal(size=(64, 3))
+    expected = svc.decision_function(block)
+    top = np.sort(np.round(expected), axis=1)
+    assert (top[:, -1] == top[:, -2]).any()  # equal votes, told apart by the confidence alone
+    out = np.empty((64, 7))
+    RbfMachine(0.4, 1.0, svc.support_vectors_, svc.dual_coef_, svc.intercept_, svc.n_support_.astype(np.int64)).decide(block, out)
+    # sums of 1400 products of at most 3
+    np.testing.assert_allclose(out, expected, atol=1e-11)

@@ -1,6 +1,6 @@
 """The loops that touch every pixel: their contract, and the choice of the machine that runs them.
 
-Each of `naive` (float64 reference), `cpu` and, where there is one, `cuda` is a module with the functions below under the same
+Each of `naive` (float64 reference), `cpu` and, where there is one, `cuda` is a module with what is listed below under the same
 names and signatures; tests hold them together. Callers check shapes, types and ranges; kernels write `out` and allocate nothing
 that grows with the images.
 
@@ -16,7 +16,8 @@ conv_layer(images, filters, bias, stride, padding, activation, threshold, pool, 
       columns col_edges[j] to col_edges[j + 1] (int64, ascending, cells not empty); no pooling is edges 0, 1, 2, ...
     - scratch : (n_threads, m) float32 with m at least `conv_scratch(...)`; its rows are the number of workers. `cuda` leaves it
       untouched and takes as many bytes of page-locked memory instead: so a plan that counts the scratch counts those
-    - out : (n, len(row_edges) - 1, len(col_edges) - 1, K, or 2 K for split) float32, C-contiguous
+    - out : (n, len(row_edges) - 1, len(col_edges) - 1, K, or 2 K for split) float32, C-contiguous; with `WRITES_HALF` also
+      float16: then each number is rounded as `half.narrow` does, and the result is false when one of them is not finite
 
     NaN in a window is NaN in its cell. The bits of a cell follow from its own image alone: one float32 accumulator started at
     the bias, fused multiply-adds in the order (row, column, channel) of the filter, then a sequential sum or maximum over the
@@ -37,6 +38,9 @@ local_contrast(images, window, epsilon, scratch, out)
 
 contrast_scratch(image_shape, window) -> int
     float32 numbers of scratch per worker for it.
+
+WRITES_HALF
+    Whether `conv_layer` rounds to float16 itself: true where the results then take a shorter way.
 
 pending_bytes(steps) -> int
     What the process will still grow by when convolution and these preprocessing steps are first called: compiler and compiled code.

@@ -21,7 +21,9 @@ from streamcnn.kernels.pixels import KERNELS as PIXEL_KERNELS
 from streamcnn.kernels.pixels import contrast_scratch, local_contrast, log, standardize
 from streamcnn.kernels.simd import choose_tile, convolve, deinterleave, interleave, tile_shape
 
-__all__ = ["contrast_scratch", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
+__all__ = ["WRITES_HALF", "contrast_scratch", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
+
+WRITES_HALF = False
 
 TILE = choose_tile()
 _MEAN, _SPLIT = POOLS["mean"], ACTIVATIONS["split"]

@@ -17,6 +17,7 @@ from itertools import pairwise
 import numpy as np
 
 from streamcnn.kernels import ACTIVATIONS, POOLS
+from streamcnn.kernels.checksum import KERNELS as CHECKSUM_KERNELS
 from streamcnn.kernels.cudadevice import context_exists, cuda, held_bytes, host_floats, send, stream_chunks
 from streamcnn.kernels.cudaloops import NEVER, Tile, conv_kernel
 from streamcnn.kernels.cudapixels import (
@@ -30,8 +31,9 @@ from streamcnn.kernels.cudapixels import (
 from streamcnn.kernels.half import KERNELS as HALF_KERNELS
 from streamcnn.kernels.jit import pending_bytes as pending_of
 
-__all__ = ["contrast_scratch", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
+__all__ = ["WRITES_HALF", "contrast_scratch", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
 
+WRITES_HALF = True
 # threads x what each computes; `taps` is chosen for the layer
 TILES = (Tile(64, 4, 4, 4, 0), Tile(32, 8, 8, 4, 0), Tile(16, 16, 8, 4, 0), Tile(16, 16, 8, 8, 0))
 _CONTEXT_BYTES = 384 << 20
@@ -79,31 +81,35 @@ def conv_scratch(image_shape, filters_shape, out_shape, padding: int) -> int:
 
 def conv_layer(
     images, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, scratch, out, tile=None, limit=None
-) -> None:
+) -> bool:
     """Convolution, activation and pooling; see the package.
 
     `tile` is for tests: every tile gives the same bits. `limit` is the device memory in bytes, by default `device_limit()`.
     """
     if not len(images):
-        return
+        return True
     if tile is None:
         tile = choose_tile(len(filters), filters[0].size, activation == ACTIVATIONS["split"])
     fixed = conv_memory(images.shape[1:], images.itemsize, filters.shape, out.shape[1:])[1]
-    launch = prepare_conv(images.shape[1:], filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, tile)
+    codes, half = (stride, padding, activation, threshold, pool, row_edges, col_edges), out.dtype == np.float16
+    launch, beyond = prepare_conv(images.shape[1:], filters, bias, *codes, tile, half)
 
     def launch_chunk(stream, device_images, device_out, work, n):
         launch(stream, device_images, device_out, n)
 
     stream_chunks(images, out, scratch.nbytes, len(scratch), launch_chunk, fixed_bytes=fixed, limit=limit)
+    return not (half and beyond.copy_to_host()[0])
 
 
-def prepare_conv(image_shape, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, tile: Tile):
-    """Send filters and tables to the device.
+def prepare_conv(image_shape, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, tile: Tile, half=False):
+    """Send filters and tables to the device; `half` for float16 results.
 
     Returns
     -------
     launch : callable (stream, images, out, n)
         Starts the kernel on n images from flat device arrays.
+    beyond : device array of one number
+        1 once a float16 result was not finite.
     """
     height, width, channels = image_shape
     n_filters, n_rows, n_cols, _ = filters.shape
@@ -126,17 +132,17 @@ def prepare_conv(image_shape, filters, bias, stride, padding, activation, thresh
     counts = cells[..., 2].astype(np.int64) * cells[..., 3]
     scales = (1 / counts).astype(np.float32) if pool == POOLS["mean"] else np.ones(counts.shape, np.float32)
 
-    kernel = conv_kernel(tile, int(activation), int(pool), padding > 0 or deep > len(weights))
+    kernel = conv_kernel(tile, int(activation), int(pool), padding > 0 or deep > len(weights), half)
     largest = cells[..., 2].max(), cells[..., 3].max()
     sizes = np.array([height, width, channels, counts.size, n_filters, stride, padding, *largest], np.int64)
-    constants = send(padded_weights, padded_bias, taps, cells, scales, sizes)
+    *constants, beyond = send(padded_weights, padded_bias, taps, cells, scales, sizes, np.zeros(1, np.uint32))
     threshold = np.float32(threshold)
 
     def launch(stream, images, out, n):
         grid = -(-n * counts.size // tile.block_cells), wide // tile.block_filters
-        kernel[grid, tile.threads, stream](images, *constants, threshold, out)
+        kernel[grid, tile.threads, stream](images, *constants, threshold, out, beyond)
 
-    return launch
+    return launch, beyond
 
 
 def standardize(images, out, n_threads: int = 1, threads: int = _THREADS) -> None:
@@ -196,4 +202,4 @@ def pending_bytes(steps: tuple[str, ...]) -> int:
 
     What the driver keeps for a context differs from version to version; this is assumed, and not measured.
     """
-    return pending_of(HALF_KERNELS) + (0 if context_exists() else _CONTEXT_BYTES)
+    return pending_of([*HALF_KERNELS, *CHECKSUM_KERNELS]) + (0 if context_exists() else _CONTEXT_BYTES)

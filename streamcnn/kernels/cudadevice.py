@@ -160,7 +160,7 @@ class _Slot:
         work = self.device[at_work : at_work + work_bytes] if work_bytes else None
         _copy(images.reshape(-1).view(np.uint8), sent, n_workers)
         device_in.copy_to_device(sent, stream=self.stream)
-        launch(self.stream, device_in.view(images.dtype), device_out.view(np.float32), work, len(images))
+        launch(self.stream, device_in.view(images.dtype), device_out.view(out.dtype), work, len(images))
         device_out.copy_to_host(fetched, stream=self.stream)
         self.results = fetched, out.reshape(-1).view(np.uint8)
 
@@ -181,7 +181,7 @@ def stream_chunks(images, out, host_bytes: int, n_workers: int, launch: Callable
     Parameters
     ----------
     images : ndarray of shape (n, H, W, C), uint8 or float32, C-contiguous
-    out : ndarray of shape (n, ...), float32, C-contiguous
+    out : ndarray of shape (n, ...), float32 or float16, C-contiguous
         May be `images` itself: a chunk is read before its results are written.
     host_bytes : int
         Page-locked memory to use; kept until a call asks for another size.

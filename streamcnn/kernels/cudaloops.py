@@ -20,6 +20,7 @@ from streamcnn.kernels.cudadevice import cuda, intrinsic
 SIMULATED = simulated()
 NEVER = 1 << 24  # a row outside of every image
 ZERO, ONE, MINUS_ONE, INFINITY = (np.float32(value) for value in (0, 1, -1, np.inf))
+HALF_END = np.float32(65520)  # the first number that float16 rounds to infinity
 
 
 class Tile(NamedTuple):
@@ -112,8 +113,12 @@ def larger(old, new):
 
 
 @cache
-def conv_kernel(tile: Tile, activation: int, pool: int, checked: bool):
-    """The convolution kernel for a tile, an activation and a kind of pooling; `checked` where pixels may lie outside the image.
+def conv_kernel(tile: Tile, activation: int, pool: int, checked: bool, to_half: bool):
+    """The convolution kernel for a tile, an activation and a kind of pooling; `checked` where pixels may lie outside the image,
+    `to_half` for float16 results.
+
+    It is compiled anew in every process: numba-cuda's cache raises where no folder can be written, and again and again once a file was
+    cut short, which `jit` prevents for the CPU with internals that are others here and cannot be tried without a device.
 
     The kernel's arguments, all arrays flat:
 
@@ -126,16 +131,17 @@ def conv_kernel(tile: Tile, activation: int, pool: int, checked: bool):
     - scales : (n_cells,) float32, what the cell is multiplied by at the end
     - sizes : (9,) int64: H, W, C, cells of one image, K, stride, padding, height and width of the largest window
     - threshold : float32
-    - out : (n n_cells (K or 2 K),) float32
+    - out : (n n_cells (K or 2 K),) float32, or float16: rounded to nearest, ties to even, as `half.narrow` does
+    - beyond : (1,) uint32, made 1 when a float16 result is not finite; else left as it is
     """
     options = {}
     if tile.cells * tile.filters <= 32 and activation != ACTIVATIONS["split"] and not SIMULATED:
         # two blocks of 256 threads on a multiprocessor: ptxas takes 170 to 190 on its own, and needs no spill at 128
         options["max_registers"] = 128
-    return cuda.jit(**options)(conv_function(tile, activation, pool, checked))
+    return cuda.jit(**options)(conv_function(tile, activation, pool, checked, to_half))
 
 
-def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
+def conv_function(tile: Tile, activation: int, pool: int, checked: bool, to_half: bool):
     """The Python function behind `conv_kernel`."""
     clip, absolute, split = (activation == ACTIVATIONS[name] for name in ("clip", "abs", "split"))
     is_max = pool == POOLS["max"]
@@ -153,7 +159,7 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
     unrolled = np.uint64(tile.unrolled)
     zero, one, two, three, four = (np.uint64(number) for number in range(5))
 
-    def conv(images, filters, bias, taps, cells, scales, sizes, threshold, out):
+    def conv(images, filters, bias, taps, cells, scales, sizes, threshold, out, beyond):
         if SIMULATED:  # which knows no alignment
             pixels_ = cuda.shared.array(pixels_size, float32)
             weights_ = cuda.shared.array(weights_size, float32)
@@ -291,9 +297,15 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool):
                 for f in range(n_f):
                     k = first_filter + spread(f, filter_thread, filter_threads)
                     if k < n_filters:
-                        out[cell * deep + k] = pooled[p, f] * scale
+                        value = pooled[p, f] * scale
+                        out[cell * deep + k] = value
+                        if to_half and not abs(value) < HALF_END:
+                            beyond[zero] = np.uint32(1)
                         if split:
-                            out[cell * deep + n_filters + k] = pooled_negative[p, f] * scale
+                            value = pooled_negative[p, f] * scale
+                            out[cell * deep + n_filters + k] = value
+                            if to_half and not abs(value) < HALF_END:
+                                beyond[zero] = np.uint32(1)
 
     return conv
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from streamcnn.kernels import ACTIVATIONS, POOLS
 
-__all__ = ["contrast_scratch", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
+__all__ = ["WRITES_HALF", "contrast_scratch", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
+
+WRITES_HALF = False
 
 
 def conv_scratch(image_shape, filters_shape, out_shape, padding: int) -> int:
