@@ -20,6 +20,8 @@ DEFAULTS = {"linear": (1.0, float("nan")), "rbf": (10.0, 1.0), "nystroem": (1.0,
 _SAMPLE = {"linear": 20_000, "rbf": 4_000, "nystroem": 20_000}
 # landmarks while choosing at most: what they cost grows faster than their number
 SELECTION_LANDMARKS = 1024
+# added to the seed, where no user's seed reaches: by the hash of held-out rows, landmarks were sought among the very rows of weight 0
+_LANDMARK_SEED = 1 << 32
 _SAMPLE_BYTES = 64 << 20
 _FEWEST = 5
 # enough to tell two values of C apart; a large C on rows that a plane separates may take many more passes than it is worth
@@ -212,7 +214,8 @@ def landmark_rows(problem: LinearProblem, n_landmarks: int, seed: int) -> np.nda
 
     Rows of weight 0 are none: a landmark held out would be told from all rows trained on by its own feature.
     """
-    rows, _ = stratified_sample(problem.codes, len(problem.row_weights), seed, n_landmarks, problem.sample_weight, least=1)
+    n_classes = len(problem.row_weights)
+    rows, _ = stratified_sample(problem.codes, n_classes, seed + _LANDMARK_SEED, n_landmarks, problem.sample_weight, least=1)
     landmarks = gather(problem.source, rows, problem.dtype, np.float64)
     landmarks *= problem.scale
     return landmarks

@@ -15,7 +15,7 @@ from streamcnn.newton import LinearProblem
 from streamcnn.nystroem import Landmarks, NystroemProblem, group_size
 from streamcnn.quasinewton import STEPS, minimise
 from streamcnn.rows import ArrayRows
-from streamcnn.selection import most_landmarks
+from streamcnn.selection import landmark_rows, most_landmarks
 from streamcnn.svm import StreamingSVC, decide_rows
 from streamcnn.threads import limit_blas
 
@@ -308,6 +308,16 @@ def test_rows_of_weight_zero_are_not_drawn(kernel):
     if kernel == "nystroem":
         counted = rows[::100] * svc.scale_
         assert np.abs(svc.landmarks_[:, None] - counted[None]).max(axis=2).min(axis=1).max() < 1e-6
+
+
+def test_landmarks_are_found_beside_held_out_rows():
+    """Both are drawn by hash; of 25,000 rows whose 4,000 held out weigh 0, as many landmarks are found as of all."""
+    codes = (np.arange(25_000) % 3).astype(np.int32)
+    weights = np.ones(25_000)
+    weights[held_out_rows(codes, np.arange(3), 0)] = 0
+    problem = LinearProblem(ArrayRows(np.arange(25_000.0)[:, None]), np.dtype(float), 1.0, codes, np.ones(3), 1, weights)
+    drawn = landmark_rows(problem, 60, 0)[:, 0].astype(int)
+    assert len(drawn) >= 58 and weights[drawn].all()
 
 
 def test_probability_wished_for_too_late_is_an_error():
