@@ -15,21 +15,14 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from streamcnn.calibration import fit_slope, held_out_rows, probabilities
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.ladder import KERNELS, TILE, check_class_weight, check_landmarks, resolve_kernel
-from streamcnn.newton import LinearMachine, LinearProblem, LinearSolution, continued, solve
-from streamcnn.nystroem import LANDMARKS, Landmarks, NystroemMachine, NystroemProblem
+from streamcnn.newton import LinearProblem, LinearSolution, continued, solve
+from streamcnn.nystroem import LANDMARKS, Landmarks, NystroemProblem
 from streamcnn.rbf import RbfMachine
 from streamcnn.rowinput import Batches, blocks_of, gather, is_batches, is_rows, open_rows, row_sizes, working_dtype
 from streamcnn.rows import ArrayRows, block_rows
 from streamcnn.selection import landmark_rows, select
+from streamcnn.svmsaved import ARRAYS, Machine, arrays_of, restore
 from streamcnn.threads import limit_blas, resolve_n_jobs
-
-Machine = RbfMachine | LinearMachine | NystroemMachine
-# arrays of the machine of each kernel, as public attributes
-_ARRAYS = {
-    "linear": ("coef_", "intercept_"),
-    "rbf": ("support_vectors_", "dual_coef_", "intercept_", "n_support_"),
-    "nystroem": ("landmarks_", "dual_coef_", "intercept_"),
-}
 
 
 def has_probabilities(svc) -> bool:
@@ -295,10 +288,10 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
 
     def _take(self, machine: Machine, slope: float | None) -> None:
         """Make `machine` the fitted one and show its arrays under scikit-learn's names."""
-        for name in {name for names in _ARRAYS.values() for name in names} | {"slope_"}:
+        for name in {name for names in ARRAYS.values() for name in names} | {"slope_"}:
             self.__dict__.pop(name, None)
         self._machine = machine
-        for name in _ARRAYS[self.kernel_]:
+        for name in ARRAYS[self.kernel_]:
             setattr(self, name, getattr(machine, name.removesuffix("_")))
         if slope is not None:
             self.slope_ = slope
@@ -366,18 +359,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What `predict` needs and what was chosen, as arrays without objects."""
         check_is_fitted(self, "_machine")
-        # a linear kernel has no gamma: 0 in the file, where NaN would make equal models compare as different
-        tried = [(*(key if isinstance(key, tuple) else (key, 0.0)), value) for key, value in self.selection_.items()]
-        arrays = {name: getattr(self, name) for name in _ARRAYS[self.kernel_]}
-        if hasattr(self, "slope_"):
-            arrays["slope_"] = np.array(self.slope_)
-        return arrays | {
-            "classes_": self.classes_,
-            "n_iter_": self.n_iter_,
-            "chosen": np.array([self.C_, np.nan_to_num(self.gamma_), self.scale_]),
-            "selection_": np.array(tried, np.float64).reshape(-1, 3),
-            "header": np.array([KERNELS.index(self.kernel_), self.n_features_in_, self.n_jobs_], np.int64),
-        }
+        return arrays_of(self)
 
     @classmethod
     def from_arrays(cls, arrays) -> "StreamingSVC":
@@ -388,39 +370,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         DataError
             When arrays are missing or do not fit together.
         """
-        try:
-            code, d, n_jobs = (int(value) for value in np.asarray(arrays["header"]).reshape(3))
-            kernel, classes, intercept = KERNELS[code], np.asarray(arrays["classes_"]), np.asarray(arrays["intercept_"], np.float64)
-            C, gamma, scale = (float(value) for value in np.asarray(arrays["chosen"]).reshape(3))
-            gamma = float("nan") if kernel == "linear" else gamma
-            n = len(classes)
-            machine: Machine
-            if kernel == "linear":
-                coef = np.asarray(arrays["coef_"], np.float64)
-                fits = coef.shape == (1 if n == 2 else n, d) and intercept.shape == (len(coef),)
-                machine = LinearMachine(coef, intercept)
-            elif kernel == "nystroem":
-                vectors, dual = np.asarray(arrays["landmarks_"], np.float64), np.asarray(arrays["dual_coef_"], np.float64)
-                fits = vectors.ndim == 2 and vectors.shape[1] == d and dual.shape == (1 if n == 2 else n, len(vectors))
-                fits = fits and intercept.shape == (len(dual),)
-                machine = NystroemMachine(gamma, scale, vectors, dual, intercept)
-            else:
-                vectors, dual = np.asarray(arrays["support_vectors_"], np.float64), np.asarray(arrays["dual_coef_"], np.float64)
-                n_support = np.asarray(arrays["n_support_"], np.int64)
-                fits = vectors.shape == (n_support.sum(), d) and dual.shape == (n - 1, len(vectors)) and len(n_support) == n
-                fits = fits and intercept.shape == (n * (n - 1) // 2,) and bool((n_support >= 0).all())
-                machine = RbfMachine(gamma, scale, vectors, dual, intercept, n_support)
-            tried = np.asarray(arrays["selection_"], np.float64).reshape(-1, 3).tolist()
-            n_iter = np.asarray(arrays["n_iter_"])
-            slope = float(np.asarray(arrays["slope_"]).reshape(())) if "slope_" in arrays else None
-        except KeyError as error:
-            raise DataError(f"a saved StreamingSVC must hold the array {error}; save it again") from None
-        if not fits or classes.ndim != 1 or n < 2 or kernel == "auto":
-            raise DataError("a saved StreamingSVC has arrays that do not fit together; save it again")
-        svc = cls(kernel=kernel, C=C, gamma="auto" if kernel == "linear" else gamma, probability=slope is not None, n_jobs=n_jobs)
-        svc.classes_, svc.kernel_, svc.scale_, svc.C_, svc.gamma_ = classes, kernel, scale, C, gamma
-        svc.n_features_in_, svc.n_jobs_, svc.n_iter_ = d, n_jobs, n_iter
-        svc.selection_ = {(c if kernel == "linear" else (c, g)): accuracy for c, g, accuracy in tried}
+        svc, machine, slope = restore(cls, arrays)
         svc._take(machine, slope)
         return svc
 

@@ -575,6 +575,9 @@ def test_saved_arrays_give_the_same_model(kernel, n_classes):
         StreamingSVC.from_arrays(arrays | {"intercept_": np.zeros(77)})
     with pytest.raises(DataError, match="do not fit together"):
         StreamingSVC.from_arrays(arrays | {"classes_": np.arange(9)})
+    for name, wrong in (("header", np.array([99, 6, 1])), ("chosen", np.ones(5)), ("classes_", np.array(3))):
+        with pytest.raises(DataError, match="none of its own"):
+            StreamingSVC.from_arrays(arrays | {name: wrong})
 
 
 def test_refitting_with_another_kernel_leaves_nothing_behind():
