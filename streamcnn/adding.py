@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from streamcnn.calibration import check_counts
 from streamcnn.errors import DataError, NotKeptError, StoreError
 from streamcnn.features import FeatureExtractor
 from streamcnn.images import ImageSource
@@ -157,6 +158,8 @@ class _Addition:
         s, k, n = self.settings, None if self.model.pca is None else self.model.pca.n_components_, len(self.labels)
         kernel = resolve_kernel(s["kernel"], n, len(self.classes))
         counts = tuple(np.bincount(self.labels, minlength=len(self.classes)).tolist())
+        if s["probability"]:
+            check_counts(np.array(counts), self.classes)
         shape = (n, self.model.network.n_features, k, self.model.header["pca_solver"], kernel, counts, s["feature_dtype"])
         # reduced rows are computed from images at once: no features are kept beside them
         more = {name: s[name] for name in ("n_jobs", "n_landmarks", "probability")}

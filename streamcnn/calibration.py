@@ -11,22 +11,29 @@ from streamcnn.selection import stratified_sample
 _FEWEST = 2
 
 
-def held_out_rows(codes: np.ndarray, classes: np.ndarray, seed: int) -> np.ndarray:
-    """Row numbers, ascending, at most 4,000, to calibrate on: a fifth of each class in a sample, by hash of seed and row number.
+def check_counts(counts: np.ndarray, classes: np.ndarray) -> None:
+    """Refuse classes of which nothing can be held out; `counts` (n_classes,) are rows of each.
 
     Raises
     ------
     DataError
-        When a class has fewer than 2 rows in the sample.
+        When a class has fewer than 2 rows.
     """
-    rows, held_out = stratified_sample(codes, len(classes), seed, 5 * HELD_OUT)
-    counts = np.bincount(codes[rows], minlength=len(classes))
-    if counts.min() < _FEWEST:
-        rare = int(np.argmin(counts))
+    rare = int(np.argmin(counts))
+    if counts[rare] < _FEWEST:
         raise DataError(
-            f"probability=True needs at least {_FEWEST} rows of each class to hold some out, got {np.bincount(codes)[rare]} of "
-            f"{len(codes)} rows for class {classes[rare].item()!r}; leave probability away or give more rows of it"
+            f"probability=True needs at least {_FEWEST} rows of each class to hold some out, got {counts[rare]} of {np.sum(counts)} rows "
+            f"for class {classes.tolist()[rare]!r}; leave probability away or give more rows of it"
         )
+
+
+def held_out_rows(codes: np.ndarray, classes: np.ndarray, seed: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Row numbers, ascending, to calibrate on: a fifth of each class in a sample, one at least, by hash of seed and row number.
+
+    At most 4,000 and one for each class. Rows of weight 0 are none; errors as `check_counts`.
+    """
+    check_counts(np.bincount(codes if weights is None else codes[weights > 0], minlength=len(classes)), classes)
+    rows, held_out = stratified_sample(codes, len(classes), seed, 5 * HELD_OUT, weights, least=_FEWEST)
     return rows[held_out]
 
 

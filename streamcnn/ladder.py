@@ -11,12 +11,12 @@ from streamcnn.newton import active_bytes, group_size, n_lanes, pass_rows
 from streamcnn.quasinewton import HISTORY
 from streamcnn.rbf import TILE as SUPPORT_TILE
 from streamcnn.rows import block_rows
-from streamcnn.selection import sample_rows
+from streamcnn.selection import most_landmarks, sample_rows
 
 KERNELS = ("auto", "linear", "rbf", "nystroem")
 RBF_ROWS, RBF_CLASSES = 20_000, 100
 # rows to calibrate probabilities on, at most
-HELD_OUT = 4_000
+HELD_OUT = 4_000  # and one for each class
 # rows of one decision product: every block is cut into these
 TILE = 64
 # passes of the linear solver from its start to its end; scikit-learn's digits take 9 to 11, for C from 1 to 10 and chosen
@@ -46,6 +46,27 @@ def check_landmarks(n_landmarks: Any) -> None:
     """Refuse what is no number of landmarks."""
     if not isinstance(n_landmarks, (int, np.integer)) or isinstance(n_landmarks, bool) or n_landmarks < 1:
         raise ParameterError(f"n_landmarks must be a whole number of at least 1, got {n_landmarks!r}")
+
+
+def check_class_weight(class_weight: Any) -> Any:
+    """None, "balanced", or a dict of label to weight in Python's own numbers; anything else is refused.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if class_weight is None or (isinstance(class_weight, str) and class_weight == "balanced"):
+        return class_weight
+    if not isinstance(class_weight, dict):
+        raise ParameterError(f'class_weight must be None, "balanced" or a dict of label to weight, got {class_weight!r}')
+    result = {label.item() if isinstance(label, np.generic) else label: weight for label, weight in class_weight.items()}
+    for label, weight in result.items():
+        number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
+        if not number or not 0 < weight < np.inf:
+            raise ParameterError(f"class_weight must be positive, got {weight!r} for {label!r}; leave out rows that shall not count")
+    if len({isinstance(label, str) for label in result}) > 1:
+        raise ParameterError(f"class_weight must have labels of one kind, got {', '.join(map(repr, result))}")
+    return {label: float(weight) for label, weight in result.items()}
 
 
 def svm_passes(kernel: str, probability: bool = False) -> int:
@@ -87,7 +108,7 @@ def svm_bytes(
     sample, rows = min(n_rows, sample_rows(kernel, k)), block_rows(k)
     claims = {"label codes": (4 + label_bytes) * n_rows, "row block": rows * k * itemsize}
     if probability:  # weights of rows in float64, those held out as 0; rows held out, and their decisions as logistic regression has them
-        claims["calibration"] = 8 * n_rows + HELD_OUT * (k * itemsize + 8 * (n_classes + 12))
+        claims["calibration"] = 8 * n_rows + (HELD_OUT + n_classes) * (k * itemsize + 8 * (n_classes + 12))
     if kernel == "rbf":
         pair = sum(sorted(class_counts)[-2:])
         return claims | {
@@ -100,12 +121,12 @@ def svm_bytes(
         }
     n_planes = n_classes if n_classes > 2 else 1
     if kernel == "nystroem":
-        m = min(n_landmarks, n_rows)
+        m = most_landmarks(n_landmarks, n_rows, n_classes)
         group, piece = nystroem.group_size(m, n_planes), min(nystroem.PIECE, rows)
         threads, pieces = min(n_jobs, rows // piece), rows // piece
         return claims | {
             "sample": 2 * sample * k * itemsize,
-            "landmarks": m * (k + 2) * (3 * 8 + itemsize),
+            "landmarks": m * (k + 2) * (4 * 8 + itemsize),
             # the eigenvectors, and before that the matrix they are of
             "landmark kernel": 2 * 8 * m * m,
             "kernel blocks": threads * piece * (m + k + 2) * itemsize,

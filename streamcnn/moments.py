@@ -3,6 +3,7 @@
 import numpy as np
 
 from streamcnn.eigen import leading_pairs
+from streamcnn.errors import DataError
 from streamcnn.rows import block_rows
 from streamcnn.threads import limit_blas, share
 
@@ -129,6 +130,11 @@ class Moments:
         vectors : ndarray of shape (k, d), float64
             Rows of unit length; of each, the coefficient of largest size is positive.
 
+        Raises
+        ------
+        DataError
+            When squares of the rows were too large for their precision.
+
         Notes
         -----
         LAPACK destroys one triangle and the diagonal. The covariance is built in the unused upper triangle, so that the moments
@@ -138,6 +144,7 @@ class Moments:
         d = len(self.total)
         mean = self.total / self.n
         diagonal = self.gram.diagonal().copy()
+        check_squares(diagonal)
         for start in range(0, d, _STRIP):
             stop = min(start + _STRIP, d)
             covariance = np.outer(self.total[start:stop], mean[:stop])
@@ -152,6 +159,12 @@ class Moments:
         finally:
             np.fill_diagonal(self.gram, diagonal)
         return np.maximum(values[::-1], 0), make_largest_positive(np.ascontiguousarray(vectors[:, ::-1].T))
+
+
+def check_squares(squares: np.ndarray) -> None:
+    """Refuse sums of squares of finite rows that have overflowed: LAPACK would give no eigenpairs of them, or none that mean anything."""
+    if not np.isfinite(squares).all():
+        raise DataError("X must have squares that its precision holds (1e38 for float32), got larger ones; divide X by a constant")
 
 
 def make_largest_positive(vectors: np.ndarray) -> np.ndarray:

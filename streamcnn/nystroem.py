@@ -46,6 +46,8 @@ class Landmarks:
     gamma : float
     dtype : numpy dtype
         Of the kernel of rows with landmarks.
+    scale : float
+        Factor on raw rows.
 
     Attributes
     ----------
@@ -55,8 +57,12 @@ class Landmarks:
         l, those too small left away.
     """
 
-    def __init__(self, rows: np.ndarray, gamma: float, dtype):
-        self.rows, self.gamma, self.dtype = rows, gamma, np.dtype(dtype)
+    def __init__(self, rows: np.ndarray, gamma: float, dtype, scale: float):
+        self.rows, self.gamma, self.dtype, self.scale = rows, gamma, np.dtype(dtype), scale
+        # distances are taken about the landmarks' mean: with an offset of 1,000 deviations, float32 squares about 0 left only their
+        # rounding of them, and no plane converged. Rounded, so that both sides are moved by the same
+        self._mean = (rows.mean(axis=0) / scale).astype(dtype)
+        rows = rows - self._mean.astype(np.float64) * scale
         squares = np.einsum("ij,ij->i", rows, rows)
         # one product of (x, |x|^2, 1) with these columns is the exponent -gamma |x - z|^2
         weights = np.concatenate([2 * gamma * rows, np.full((len(rows), 1), -gamma), -gamma * squares[:, None]], axis=1).T
@@ -70,10 +76,11 @@ class Landmarks:
         self.eigenvalues, self.basis = eigenvalues[first:], vectors[:, first:]
         self.basis /= np.sqrt(self.eigenvalues)
 
-    def kernel(self, rows: np.ndarray, scale: float, augmented: np.ndarray, out: np.ndarray) -> None:
+    def kernel(self, rows: np.ndarray, augmented: np.ndarray, out: np.ndarray) -> None:
         """Kernel (n, m) of raw `rows` (n, n_features) with the landmarks; `augmented` is work space (n, n_features + 2)."""
         scaled = augmented[:, :-2]
-        np.multiply(rows, augmented.dtype.type(scale), out=scaled)
+        np.subtract(rows, self._mean, out=scaled)
+        scaled *= scaled.dtype.type(self.scale)
         np.einsum("ij,ij->i", scaled, scaled, out=augmented[:, -2])
         augmented[:, -1] = 1
         _exponential(np.matmul(augmented, self.weights, out=out))
@@ -193,7 +200,7 @@ class _Pass:
         rows = self.problem.rows
         augmented, kernel = self.buffers.pop()
         try:
-            self.problem.landmarks.kernel(self.block[span], rows.scale, augmented, kernel)
+            self.problem.landmarks.kernel(self.block[span], augmented, kernel)
             decisions = np.matmul(coef, kernel.T)
             decisions += intercept
             count = min(n_valid, span.stop) - span.start

@@ -97,13 +97,15 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         Raises
         ------
         DataError
-            For NaN or infinity, or fewer than two rows.
+            For NaN or infinity, values whose squares overflow, or fewer than two rows.
         ParameterError
             When there are fewer rows or features than `n_components`.
         """
         self._check_parameters()
         source, dtype = open_rows(self, X, reset=True, ensure_min_samples=2)
         try:
+            if (n_rows := getattr(source, "n_rows", 2)) < 2:
+                raise DataError(f"X must have at least 2 rows, got {n_rows} sample(s)")
             k = self._check_n_components(getattr(source, "n_rows", self.n_features_in_))
             self._start(k)
             with limit_blas(self.n_jobs_):
@@ -121,6 +123,8 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                     known = self.n_components is not None or is_rows(source)
                     for batch in iter_incremental(source, k if known else 1, self.batch_size):
                         self._add_incremental(batch)
+                    if not self.n_samples_seen_:
+                        raise DataError("X must have at least 2 rows, got 0 sample(s)")
         except BaseException:
             self.__dict__.pop("n_samples_seen_", None)
             raise

@@ -37,7 +37,7 @@ from streamcnn.threads import limit_blas
 logger = logging.getLogger("streamcnn")
 
 # raise one when the code of that stage changes what it computes
-STAGE_VERSIONS = {"filters": 1, "extract": 1, "pca": 1, "project": 1, "svm": 2}
+STAGE_VERSIONS = {"filters": 1, "extract": 1, "pca": 1, "project": 1, "svm": 3}
 SVM = ("C", "gamma", "class_weight", "n_landmarks", "probability")
 EXTRACTION = ("layers", "preprocess", "seed", "device", "feature_dtype")
 

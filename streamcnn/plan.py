@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from streamcnn.calibration import check_counts
 from streamcnn.errors import DataError, ParameterError, StoreError
 from streamcnn.files import existing, scratch_parent
 from streamcnn.images import ImageSource, open_images
@@ -119,7 +120,7 @@ def check_labels(source: ImageSource) -> int:
     if source.labels is None or source.classes_ is None:
         raise DataError("labels are missing: give a folder with one subfolder per class, a file with labels, or the labels argument")
     if len(source.classes_) < 2:
-        only = source.classes_[0] if len(source.classes_) else None
+        only = next(iter(source.classes_.tolist()), None)
         raise DataError(f"at least 2 classes are needed to train a classifier, got 1 class ({only!r}): add images of another class")
     return len(source.classes_)
 
@@ -148,6 +149,8 @@ def make_plan(source: ImageSource, settings: Settings, limit: int, store: Path |
     k = resolve_components(settings.n_components, n, d)
     kernel = resolve_kernel(settings.kernel, n, n_classes)
     counts = tuple(np.bincount(source.labels, minlength=n_classes).tolist())  # type: ignore[arg-type]
+    if settings.probability:  # before any image is convolved
+        check_counts(np.array(counts), source.classes_)  # type: ignore[arg-type]
     solver = None if k is None else resolve_solver(settings.pca_solver, d, k)
     base = base_claims(source, settings.preprocess, settings.n_jobs, kernels)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from streamcnn.errors import ParameterError
 from streamcnn.kernels import DEVICES
-from streamcnn.ladder import KERNELS, check_landmarks
+from streamcnn.ladder import KERNELS, check_class_weight, check_landmarks
 from streamcnn.network import ConvLayer
 from streamcnn.nystroem import LANDMARKS
 from streamcnn.pcaplan import SOLVERS as PCA_SOLVERS
@@ -89,6 +89,8 @@ def resolve_settings(preset: str = "fast", n_jobs: int = 1, seed: int = 0, **ove
         explicit = value is not None and not (isinstance(value, str) and value == "auto")
         if explicit or name not in values or (name == "n_components" and value is None):
             values[name] = value
+    # numpy's scalars, as a grid search gives them, are no JSON
+    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
     values = {name: value for name, value in values.items() if value is not None or name in ("n_components", "class_weight")}
     if isinstance(values["layers"], ConvLayer):
         values["layers"] = (values["layers"],)
@@ -105,9 +107,10 @@ def resolve_settings(preset: str = "fast", n_jobs: int = 1, seed: int = 0, **ove
             raise ParameterError(f"{name} must be one of {', '.join(allowed)}, got {values[name]!r}")
     if values.get("keep_features", "auto") not in (True, False, "auto"):
         raise ParameterError(f'keep_features must be True, False or "auto", got {values["keep_features"]!r}')
-    _check_number("C", values["C"], ("auto",))
-    _check_number("gamma", values["gamma"], ("auto", "scale"))
-    if not isinstance(values.get("probability", False), (bool, np.bool_)):
+    values["C"] = _number("C", values["C"], ("auto",))
+    values["gamma"] = _number("gamma", values["gamma"], ("auto", "scale"))
+    values["class_weight"] = check_class_weight(values.get("class_weight"))
+    if not isinstance(values.get("probability", False), bool):
         raise ParameterError(f"probability must be True or False, got {values['probability']!r}")
     check_landmarks(values.get("n_landmarks", LANDMARKS))
     k = values["n_components"]
@@ -116,7 +119,8 @@ def resolve_settings(preset: str = "fast", n_jobs: int = 1, seed: int = 0, **ove
     return Settings(preset, n_jobs=n_jobs, seed=seed, **values)
 
 
-def _check_number(name: str, value: Any, words: tuple[str, ...]) -> None:
+def _number(name: str, value: Any, words: tuple[str, ...]) -> Any:
+    """`value`, a word or a positive float."""
     if isinstance(value, str):
         good = value in words
     else:
@@ -124,3 +128,4 @@ def _check_number(name: str, value: Any, words: tuple[str, ...]) -> None:
     if not good:
         choices = " or ".join(f'"{w}"' for w in words)
         raise ParameterError(f"{name} must be a positive number, {choices}, got {value!r}")
+    return value if isinstance(value, str) else float(value)

@@ -13,7 +13,7 @@ from scipy.linalg import eigh
 
 from streamcnn.errors import DataError
 from streamcnn.krylov import KrylovSpace
-from streamcnn.moments import make_largest_positive
+from streamcnn.moments import check_squares, make_largest_positive
 from streamcnn.rowinput import Batches, Pieces, blocks_of, check_finite, is_rows
 from streamcnn.rows import Rows, block_rows, recut
 
@@ -162,7 +162,7 @@ def randomized_pca(source: Rows | Batches, most: int, resolve: Callable[[int], i
     Raises
     ------
     DataError
-        For NaN or infinity, or fewer than two rows.
+        For NaN or infinity, values whose squares overflow, or fewer than two rows.
     """
     d, width = source.n_features, n_directions(source.n_features, most)
     shift, start = _start(source, most, width, dtype, seed)
@@ -181,6 +181,7 @@ def randomized_pca(source: Rows | Batches, most: int, resolve: Callable[[int], i
             k = resolve(sums.n)
             n, mean, variance = sums.n, sums.mean, sums.variance()
             shift, trace = mean, float(variance.sum()) * n / (n - 1)
+            check_squares(variance)
         product = sums.finish()
         del sums
         space.extend(product)
@@ -211,8 +212,9 @@ def _start(source, n_components: int, width: int, dtype, seed: int) -> tuple[np.
     mean = sample.mean(axis=0, dtype=np.float64)
     sample -= mean.astype(dtype)
     n = len(sample)
-    n_taken = min(n, n_components)
-    values, vectors = eigh((sample @ sample.T).astype(np.float64), overwrite_a=True, subset_by_index=(n - n_taken, n - 1))
+    n_taken, products = min(n, n_components), (sample @ sample.T).astype(np.float64)
+    check_squares(products.diagonal())
+    values, vectors = eigh(products, overwrite_a=True, subset_by_index=(n - n_taken, n - 1))
     vectors = vectors[:, values > 1e-6 * max(values[-1], 0.0)].astype(dtype)
     start = np.empty((width, sample.shape[1]))
     start[: vectors.shape[1]] = vectors.T @ sample

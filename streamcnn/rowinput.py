@@ -115,11 +115,14 @@ def blocks_of(source, block: np.ndarray) -> Iterator[tuple[int, int]]:
     Raises
     ------
     DataError
-        Naming the first bad row.
+        Naming the first bad row, or when there are no rows.
     """
+    start = -1
     for start, n_valid in iter_blocks(source, block) if is_rows(source) else recut(source, block):
         check_finite(block[:n_valid], start)
         yield start, n_valid
+    if start < 0:
+        raise DataError("X must have at least 1 row, got 0 sample(s)")
 
 
 def check_finite(rows: np.ndarray, start: int = 0) -> None:
@@ -166,10 +169,8 @@ def row_sizes(source: Rows | Batches, dtype, weights: np.ndarray | None = None) 
         shifted += float(np.sum(weight * np.square(rows, out=rows).sum(axis=1)))
     if weights is not None and len(weights) != n_rows:
         raise DataError(f"sample_weight must have one weight for each row of X, got {len(weights)}")
-    if n_rows == 0:
-        raise DataError("X must have at least 1 row, got 0 sample(s)")
     values = counted * source.n_features
-    return n_rows, squares / counted, max(shifted / values - (total / values) ** 2, 0.0)
+    return n_rows, squares / counted, max(shifted / values - (total / values) * (total / values), 0.0)
 
 
 class Pieces:

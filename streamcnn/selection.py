@@ -20,6 +20,8 @@ DEFAULTS = {"linear": (1.0, float("nan")), "rbf": (10.0, 1.0), "nystroem": (1.0,
 _SAMPLE = {"linear": 20_000, "rbf": 4_000, "nystroem": 20_000}
 # landmarks while choosing at most: what they cost grows faster than their number
 SELECTION_LANDMARKS = 1024
+# added to the seed, where no user's seed reaches: by the hash of held-out rows, landmarks were sought among the very rows of weight 0
+_LANDMARK_SEED = 1 << 32
 _SAMPLE_BYTES = 64 << 20
 _FEWEST = 5
 # enough to tell two values of C apart; a large C on rows that a plane separates may take many more passes than it is worth
@@ -32,13 +34,19 @@ def sample_rows(kernel: str, n_features: int) -> int:
     return min(_SAMPLE[kernel], max(1000, _SAMPLE_BYTES // (4 * n_features)))
 
 
-def stratified_sample(codes: np.ndarray, n_classes: int, seed: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_sample(
+    codes: np.ndarray, n_classes: int, seed: int, limit: int, weights: np.ndarray | None = None, least: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """About `limit` row numbers with each class's share, a fifth of each class held out, one row at least; by hash of seed and row number.
 
     Parameters
     ----------
     codes : ndarray of shape (n,), int
     n_classes, seed, limit : int
+    weights : ndarray of shape (n,) or None
+        Rows of weight 0 are none.
+    least : int
+        Rows of a class, as far as it has them, even where its share is smaller: so many more than `limit` for each class at most.
 
     Returns
     -------
@@ -46,13 +54,21 @@ def stratified_sample(codes: np.ndarray, n_classes: int, seed: int, limit: int) 
         Ascending.
     held_out : ndarray of shape (m,), bool
     """
-    n, counts = len(codes), np.bincount(codes, minlength=n_classes)
-    take = counts if n <= limit else counts * limit // n
+    pieces, counts = range(0, len(codes), _CHUNK), np.zeros(n_classes, np.int64)
+
+    def rows_of(start: int) -> np.ndarray:
+        rows = np.arange(start, min(start + _CHUNK, len(codes)))
+        return rows if weights is None else rows[weights[rows] > 0]
+
+    for start in pieces:
+        counts += np.bincount(codes[rows_of(start)], minlength=n_classes)
+    n = counts.sum()
+    take = counts if n <= limit else np.maximum(counts * limit // n, np.minimum(counts, least))
     # candidates: somewhat more than needed of each class, so that no array of all hashes is held or sorted
     share = np.minimum(1.0, (take + 4 * np.sqrt(take) + 20) / np.maximum(counts, 1))
     found = []
-    for start in range(0, n, _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, n))
+    for start in pieces:
+        rows = rows_of(start)
         found.append(rows[row_hash(seed, rows) / 2.0**64 <= share[codes[rows]]])
     rows = np.concatenate(found)
     rows = rows[np.lexsort((row_hash(seed, rows), codes[rows]))]
@@ -106,15 +122,14 @@ def select(
     if C is not None and (gamma is not None or kernel == "linear"):
         return chosen_C, chosen_gamma, {}
     n_classes = len(problem.row_weights)
-    rows, held_out = stratified_sample(problem.codes, n_classes, seed, sample_rows(kernel, problem.source.n_features))
+    limit = sample_rows(kernel, problem.source.n_features)
+    rows, held_out = stratified_sample(problem.codes, n_classes, seed, limit, problem.sample_weight)
     if np.bincount(problem.codes[rows], minlength=n_classes).min() < _FEWEST:
         return chosen_C, chosen_gamma, {}
     sample, codes = gather(problem.source, rows, problem.dtype, problem.dtype), problem.codes[rows]
     weights = problem.row_weights[codes] * (1 if problem.sample_weight is None else problem.sample_weight[rows])
     kept, test, test_weights = sample[~held_out], sample[held_out], weights[held_out]
     del sample
-    if not test_weights.any():
-        return chosen_C, chosen_gamma, {}
     part = replace(
         problem,
         source=ArrayRows(kept),
@@ -184,19 +199,23 @@ class _Nystroem:
     def fit(self, C: float, gamma: float):
         if self.problem is None or self.problem.landmarks.gamma != gamma:
             self.problem = None  # two bases at a time would be the largest thing in memory
-            self.problem, self.solution = NystroemProblem(self.part, Landmarks(self.rows, gamma, self.part.dtype)), None
+            self.problem, self.solution = NystroemProblem(self.part, Landmarks(self.rows, gamma, self.part.dtype, self.part.scale)), None
         self.solution = self.problem.solve(C, _SELECTION_TOL, self.passes, self.solution)
         return self.problem.machine(self.solution)
 
 
+def most_landmarks(n_landmarks: int, n_rows: int, n_classes: int) -> int:
+    """Rows that `landmark_rows` draws at most."""
+    return min(n_rows, n_landmarks + n_classes)
+
+
 def landmark_rows(problem: LinearProblem, n_landmarks: int, seed: int) -> np.ndarray:
-    """About `n_landmarks` scaled rows, float64, each class with its share, by hash of seed and row number; in one pass.
+    """About `n_landmarks` scaled rows, float64, each class with its share and a row at least, by hash of seed and row number; in one pass.
 
     Rows of weight 0 are none: a landmark held out would be told from all rows trained on by its own feature.
     """
-    weight = problem.sample_weight
-    counted = np.arange(len(problem.codes)) if weight is None else np.flatnonzero(weight)
-    rows = counted[stratified_sample(problem.codes[counted], len(problem.row_weights), seed, n_landmarks)[0]]
+    n_classes = len(problem.row_weights)
+    rows, _ = stratified_sample(problem.codes, n_classes, seed + _LANDMARK_SEED, n_landmarks, problem.sample_weight, least=1)
     landmarks = gather(problem.source, rows, problem.dtype, np.float64)
     landmarks *= problem.scale
     return landmarks

@@ -14,6 +14,7 @@ from streamcnn.network import CALIBRATION_BYTES, DRAW_CHUNK, Network
 from streamcnn.pcaplan import pca_bytes, pca_passes
 from streamcnn.planning import StagePlan, added
 from streamcnn.rows import block_rows
+from streamcnn.selection import most_landmarks
 from streamcnn.shards import open_shard_bytes, shard_rows
 from streamcnn.system import resident_bytes
 
@@ -58,7 +59,7 @@ class Shapes:
     @property
     def n_vectors(self) -> int:
         """Support vectors or landmarks at most."""
-        return min(self.n_rows, self.n_landmarks) if self.kernel == "nystroem" else self.n_rows
+        return most_landmarks(self.n_landmarks, self.n_rows, len(self.class_counts)) if self.kernel == "nystroem" else self.n_rows
 
     @property
     def feature_bytes(self) -> int:

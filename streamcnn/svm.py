@@ -2,36 +2,27 @@
 Nystroem features of them."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from streamcnn.calibration import fit_slope, held_out_rows, probabilities
 from streamcnn.errors import DataError, ParameterError
-from streamcnn.ladder import KERNELS, TILE, check_landmarks, resolve_kernel
-from streamcnn.newton import LinearMachine, LinearProblem, LinearSolution, continued, solve
-from streamcnn.nystroem import LANDMARKS, Landmarks, NystroemMachine, NystroemProblem
+from streamcnn.ladder import KERNELS, TILE, check_class_weight, check_landmarks, resolve_kernel
+from streamcnn.newton import LinearProblem, LinearSolution, continued, solve
+from streamcnn.nystroem import LANDMARKS, Landmarks, NystroemProblem
 from streamcnn.rbf import RbfMachine
 from streamcnn.rowinput import Batches, blocks_of, gather, is_batches, is_rows, open_rows, row_sizes, working_dtype
 from streamcnn.rows import ArrayRows, block_rows
 from streamcnn.selection import landmark_rows, select
+from streamcnn.svmsaved import ARRAYS, Machine, arrays_of, restore
 from streamcnn.threads import limit_blas, resolve_n_jobs
-
-Machine = RbfMachine | LinearMachine | NystroemMachine
-# arrays of the machine of each kernel, as public attributes
-_ARRAYS = {
-    "linear": ("coef_", "intercept_"),
-    "rbf": ("support_vectors_", "dual_coef_", "intercept_", "n_support_"),
-    "nystroem": ("landmarks_", "dual_coef_", "intercept_"),
-}
 
 
 def has_probabilities(svc) -> bool:
@@ -61,8 +52,8 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
     class_weight : None, "balanced" or dict
         Weight of each row by its class. (`LinearSVC` weighs only the rows of the class that is told from the rest.)
     n_landmarks : int
-        Rows drawn for `"nystroem"`, about: each class gets its share. Accuracy nears the exact SVM's as they grow; a pass costs
-        n * n_landmarks * n_features, memory 16 * n_landmarks^2 bytes.
+        Rows drawn for `"nystroem"`, about: each class gets its share, and a row at least. Accuracy nears the exact SVM's as they
+        grow; a pass costs n * n_landmarks * n_features, memory 16 * n_landmarks^2 bytes.
     probability : bool
         Whether to hold out a fifth of a sample of 20,000 rows, train without them, fit probabilities on their decisions, and then
         train on all rows: twice the work, for `predict_proba`.
@@ -198,18 +189,25 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             weights = _check_weights(sample_weight)
             # with a scaling that is kept nothing else follows from them: a pass less
             sizes = before is None or self.gamma == "scale"
-            n_rows, mean_square, variance = row_sizes(source, dtype, weights) if sizes else (source.n_rows, 1.0, 1.0)
+            with np.errstate(over="ignore"):
+                n_rows, mean_square, variance = row_sizes(source, dtype, weights) if sizes else (source.n_rows, 1.0, 1.0)
             if weights is not None and (weights == 1).all():
                 weights = None
             y = self._labels(source, y, n_rows)
             check_classification_targets(y)
             classes, codes = _encode(y)
             if len(classes) < 2:
-                raise DataError(f"y must hold at least 2 classes, got 1 class: {classes[0]!r}")
+                raise DataError(f"y must hold at least 2 classes, got 1 class: {classes.tolist()[0]!r}")
             kernel = resolve_kernel(self.kernel, n_rows, len(classes))
             scale = float(1 / np.sqrt(mean_square)) if mean_square > 0 else 1.0
+            if not 0 < scale <= float(np.finfo(dtype).max):
+                raise DataError(f"X must have a mean squared row norm that can be divided by, got {mean_square:.3g}; rescale X")
             scale = scale if before is None else before.scale_
-            class_weights = self._class_weights(classes, np.bincount(codes, weights))
+            counts = np.bincount(codes, weights)
+            if not counts.all():
+                rare = classes.tolist()[int(np.argmin(counts))]
+                raise DataError(f"sample_weight must be above 0 for a row of each class, is 0 for all of {rare!r}; leave these rows out")
+            class_weights = self._class_weights(classes, counts)
             problem = LinearProblem(source, dtype, scale, codes, class_weights, self.n_jobs_, weights)
             gamma = None if isinstance(self.gamma, str) else float(self.gamma)
             if isinstance(self.gamma, str) and self.gamma == "scale":
@@ -233,7 +231,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
 
     def _calibrate(self, trainer: "_Trainer", problem: LinearProblem, classes: np.ndarray, seed: int) -> float:
         """Slope fitted on the decisions of rows that the machine has not seen."""
-        rows = held_out_rows(problem.codes, classes, seed)
+        rows = held_out_rows(problem.codes, classes, seed, problem.sample_weight)
         weights = np.ones(len(problem.codes)) if problem.sample_weight is None else problem.sample_weight.copy()
         weights[rows] = 0
         machine, _ = trainer.fit(replace(problem, sample_weight=weights))
@@ -254,6 +252,9 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         if not isinstance(self.cache_size, (int, float, np.number)) or not 0 < self.cache_size < np.inf:
             raise ParameterError(f"cache_size must be a positive number of MiB, got {self.cache_size!r}")
         check_landmarks(self.n_landmarks)
+        check_class_weight(self.class_weight)
+        if not isinstance(self.probability, (bool, np.bool_)):
+            raise ParameterError(f"probability must be True or False, got {self.probability!r}")
         self.n_jobs_ = resolve_n_jobs(self.n_jobs)
 
     def _seed(self) -> int:
@@ -280,14 +281,17 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         """Weight of each class, (n_classes,) float64; "balanced" is n / (n_classes * count), as scikit-learn's."""
         if isinstance(self.class_weight, str) and self.class_weight == "balanced":
             return counts.sum() / (len(classes) * counts)
-        return np.asarray(compute_class_weight(self.class_weight, classes=classes, y=classes), np.float64)
+        wanted = check_class_weight(self.class_weight) or {}
+        if unknown := set(wanted).difference(classes.tolist()):
+            raise ParameterError(f"class_weight must weigh classes of y, got {unknown.pop()!r}; leave it away")
+        return np.array([wanted.get(label, 1.0) for label in classes.tolist()])
 
     def _take(self, machine: Machine, slope: float | None) -> None:
         """Make `machine` the fitted one and show its arrays under scikit-learn's names."""
-        for name in {name for names in _ARRAYS.values() for name in names} | {"slope_"}:
+        for name in {name for names in ARRAYS.values() for name in names} | {"slope_"}:
             self.__dict__.pop(name, None)
         self._machine = machine
-        for name in _ARRAYS[self.kernel_]:
+        for name in ARRAYS[self.kernel_]:
             setattr(self, name, getattr(machine, name.removesuffix("_")))
         if slope is not None:
             self.slope_ = slope
@@ -322,6 +326,8 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
 
     def probabilities(self, decisions: np.ndarray) -> np.ndarray:
         """Probabilities (m, n_classes) of decisions, (m,) for two classes or (m, n_classes)."""
+        if not hasattr(self, "slope_"):
+            raise ParameterError("probability must be True when fit is called for predict_proba afterwards, was False: fit again")
         return probabilities(decisions, self.slope_)
 
     def decide_block(self, block: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -353,18 +359,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What `predict` needs and what was chosen, as arrays without objects."""
         check_is_fitted(self, "_machine")
-        # a linear kernel has no gamma: 0 in the file, where NaN would make equal models compare as different
-        tried = [(*(key if isinstance(key, tuple) else (key, 0.0)), value) for key, value in self.selection_.items()]
-        arrays = {name: getattr(self, name) for name in _ARRAYS[self.kernel_]}
-        if hasattr(self, "slope_"):
-            arrays["slope_"] = np.array(self.slope_)
-        return arrays | {
-            "classes_": self.classes_,
-            "n_iter_": self.n_iter_,
-            "chosen": np.array([self.C_, np.nan_to_num(self.gamma_), self.scale_]),
-            "selection_": np.array(tried, np.float64).reshape(-1, 3),
-            "header": np.array([KERNELS.index(self.kernel_), self.n_features_in_, self.n_jobs_], np.int64),
-        }
+        return arrays_of(self)
 
     @classmethod
     def from_arrays(cls, arrays) -> "StreamingSVC":
@@ -375,41 +370,8 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         DataError
             When arrays are missing or do not fit together.
         """
-        try:
-            code, d, n_jobs = (int(value) for value in np.asarray(arrays["header"]).reshape(3))
-            kernel, classes, intercept = KERNELS[code], np.asarray(arrays["classes_"]), np.asarray(arrays["intercept_"], np.float64)
-            C, gamma, scale = (float(value) for value in np.asarray(arrays["chosen"]).reshape(3))
-            gamma = float("nan") if kernel == "linear" else gamma
-            n = len(classes)
-            # built once the arrays are known to fit
-            build: tuple[Callable[..., Machine], tuple]
-            if kernel == "linear":
-                coef = np.asarray(arrays["coef_"], np.float64)
-                fits = coef.shape == (1 if n == 2 else n, d) and intercept.shape == (len(coef),)
-                build = LinearMachine, (coef, intercept)
-            elif kernel == "nystroem":
-                vectors, dual = np.asarray(arrays["landmarks_"], np.float64), np.asarray(arrays["dual_coef_"], np.float64)
-                fits = vectors.ndim == 2 and vectors.shape[1] == d and dual.shape == (1 if n == 2 else n, len(vectors))
-                fits = fits and intercept.shape == (len(dual),)
-                build = NystroemMachine, (gamma, scale, vectors, dual, intercept)
-            else:
-                vectors, dual = np.asarray(arrays["support_vectors_"], np.float64), np.asarray(arrays["dual_coef_"], np.float64)
-                n_support = np.asarray(arrays["n_support_"], np.int64)
-                fits = vectors.shape == (n_support.sum(), d) and dual.shape == (n - 1, len(vectors)) and len(n_support) == n
-                fits = fits and intercept.shape == (n * (n - 1) // 2,) and bool((n_support >= 0).all())
-                build = RbfMachine, (gamma, scale, vectors, dual, intercept, n_support)
-            tried = np.asarray(arrays["selection_"], np.float64).reshape(-1, 3).tolist()
-            n_iter = np.asarray(arrays["n_iter_"])
-            slope = float(np.asarray(arrays["slope_"]).reshape(())) if "slope_" in arrays else None
-        except KeyError as error:
-            raise DataError(f"a saved StreamingSVC must hold the array {error}; save it again") from None
-        if not fits or classes.ndim != 1 or n < 2 or kernel == "auto":
-            raise DataError("a saved StreamingSVC has arrays that do not fit together; save it again")
-        svc = cls(kernel=kernel, C=C, gamma="auto" if kernel == "linear" else gamma, probability=slope is not None, n_jobs=n_jobs)
-        svc.classes_, svc.kernel_, svc.scale_, svc.C_, svc.gamma_ = classes, kernel, scale, C, gamma
-        svc.n_features_in_, svc.n_jobs_, svc.n_iter_ = d, n_jobs, n_iter
-        svc.selection_ = {(c if kernel == "linear" else (c, g)): accuracy for c, g, accuracy in tried}
-        svc._take(build[0](*build[1]), slope)
+        svc, machine, slope = restore(cls, arrays)
+        svc._take(machine, slope)
         return svc
 
 
@@ -426,7 +388,7 @@ class _Trainer:
         if self.kernel == "linear":
             self.solution = continued(problem, self.C, before.coef_, before.intercept_, known)
         elif self.kernel == "nystroem":
-            self.landmarks = Landmarks(before.landmarks_, self.gamma, problem.dtype)
+            self.landmarks = Landmarks(before.landmarks_, self.gamma, problem.dtype, problem.scale)
             self.solution = NystroemProblem(problem, self.landmarks).continued(before.dual_coef_, before.intercept_, known)
 
     def fit(self, problem: LinearProblem) -> tuple[Machine, np.ndarray]:
@@ -442,7 +404,8 @@ class _Trainer:
             machine: Machine = problem.machine(solution)
         else:
             if self.landmarks is None:
-                self.landmarks = Landmarks(landmark_rows(problem, svc.n_landmarks, self.seed), self.gamma, problem.dtype)
+                rows = landmark_rows(problem, svc.n_landmarks, self.seed)
+                self.landmarks = Landmarks(rows, self.gamma, problem.dtype, problem.scale)
             kernel = NystroemProblem(problem, self.landmarks)
             self.solution = solution = kernel.solve(self.C, 100 * svc.tol, svc.max_iter, self.solution)
             machine = kernel.machine(solution)
@@ -460,7 +423,10 @@ def _check_weights(sample_weight: Any) -> np.ndarray | None:
     """Weights of rows (n,) float64 or None; their number is checked when the rows are counted."""
     if sample_weight is None:
         return None
-    weights = np.asarray(sample_weight, np.float64)
+    try:
+        weights = np.asarray(sample_weight, np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"sample_weight must be numbers, got a {type(sample_weight).__name__} of others; convert them") from None
     if weights.ndim != 1:
         raise DataError(f"sample_weight must be 1D, a weight for each row, got an array of shape {weights.shape}")
     if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
 
+import numpy as np
 import scipy.linalg  # noqa: F401 - brings its own BLAS, which the controller must find
 from threadpoolctl import ThreadpoolController
 
@@ -33,9 +34,9 @@ def resolve_n_jobs(n_jobs: int | None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     if n_jobs is None or n_jobs == -1:
         return cores
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs < 1:
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs < 1:
         raise ParameterError(f"n_jobs must be a whole number of at least 1, -1 or None (all cores), got {n_jobs!r}")
-    return min(n_jobs, cores)
+    return min(int(n_jobs), cores)
 
 
 def limit_blas(n_jobs: int) -> AbstractContextManager:

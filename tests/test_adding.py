@@ -301,6 +301,17 @@ def test_wrong_images_and_labels_are_refused(tmp_path, parts):
     assert FeatureStore(tmp_path / "s").entries == entries
 
 
+def test_a_class_too_small_to_calibrate_is_refused_before_it_is_added(tmp_path, parts):
+    """Named by its label; nothing reaches the store, and two images of it are enough."""
+    first, (more, _) = parts
+    classifier = make(tmp_path / "s", probability=True).fit(*first)
+    entries = FeatureStore(tmp_path / "s").entries
+    with pytest.raises(DataError, match=r"at least 2 rows of each class .* got 1 of 701 rows for class 42"):
+        classifier.partial_fit(more[:1], [42])
+    assert FeatureStore(tmp_path / "s").entries == entries
+    assert classifier.partial_fit(more[:2], [42, 42]).predict_proba(more[:3]).shape == (3, 8)
+
+
 def test_what_does_not_fit_is_refused_before_it_starts(tmp_path, parts, monkeypatch):
     """Too small a limit and too small a disk get their tables; the store stays as it was."""
     first, second = parts

@@ -212,12 +212,37 @@ def test_features_are_float32_rows_rounded_to_their_dtype(digits):
         ({"preprocess": "blur"}, ParameterError, "preprocess"),
         ({"layers": [ConvLayer(8, 9)]}, ParameterError, "kernel_size of 9 x 9 is larger than the 8 x 8 pixels"),
         ({"layers": ["conv"]}, ParameterError, "layers must be a sequence of ConvLayer"),
+        ({"class_weight": {0: -1}}, ParameterError, "class_weight must be positive, got -1 for 0"),
+        ({"class_weight": [1, 2]}, ParameterError, "class_weight must be None"),
+        ({"n_landmarks": 0}, ParameterError, "n_landmarks must be a whole number"),
+        ({"probability": "yes"}, ParameterError, "probability must be True or False"),
     ],
 )
 def test_wrong_parameters_get_one_clear_sentence(digits, parameters, error, text):
     """Each wrong parameter is named with its rule and its value, before anything is computed."""
     with pytest.raises(error, match=text):
         StreamCNNClassifier(**{**SMALL, **parameters}).fit(digits[0][:60], digits[1][:60])
+
+
+def test_numpy_scalars_are_numbers(digits):
+    """Parameters as a grid search over arrays gives them are the same as Python's, and their model has the same digest."""
+    plain = {"n_components": 20, "C": 10, "gamma": 1.0, "n_landmarks": 50, "probability": True, "keep_features": True}
+    numpy = {"n_components": np.int64(20), "C": np.int64(10), "gamma": np.float32(1), "n_landmarks": np.int32(50)}
+    numpy |= {"probability": np.True_, "keep_features": np.True_, "class_weight": {np.int64(3): np.float32(2)}, "n_jobs": np.int64(1)}
+    images, labels = digits[0][:200], digits[1][:200]
+    models = [
+        StreamCNNClassifier(**(SMALL | {"kernel": "nystroem"} | parameters)).fit(images, labels).model_
+        for parameters in (plain | {"class_weight": {3: 2.0}, "n_jobs": 1}, numpy)
+    ]
+    assert models[0].header["digest"] == models[1].header["digest"]
+
+
+def test_too_few_images_to_calibrate_are_named_before_any_is_read(digits, monkeypatch):
+    """By their label, not by its code."""
+    images, labels = digits[0][:100], np.where(np.arange(100) == 7, 42, digits[1][:100])
+    monkeypatch.setattr("streamcnn.pipeline.Run.run", lambda self: pytest.fail("the run has begun"))
+    with pytest.raises(ValueError, match=r"probability=True needs at least 2 rows of each class .* got 1 of 100 rows for class 42"):
+        StreamCNNClassifier(**SMALL, probability=True).fit(images, labels)
 
 
 def test_wrong_data_get_one_clear_sentence(digits):
@@ -227,7 +252,7 @@ def test_wrong_data_get_one_clear_sentence(digits):
     broken[7, 0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="image 7 contains NaN"):
         StreamCNNClassifier(**SMALL).fit(broken, labels)
-    with pytest.raises(ValueError, match="at least 2 classes are needed"):
+    with pytest.raises(ValueError, match=r"at least 2 classes are needed .* got 1 class \(0\)"):
         StreamCNNClassifier(**SMALL).fit(images, np.zeros(100, int))
     with pytest.raises(ValueError, match="labels"):
         StreamCNNClassifier(**SMALL).fit(images, labels[:99])

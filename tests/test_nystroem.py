@@ -10,11 +10,12 @@ from sklearn.model_selection import train_test_split
 from sklearn.svm import LinearSVC
 
 from streamcnn.calibration import fit_slope, held_out_rows, probabilities
-from streamcnn.errors import DataError
+from streamcnn.errors import DataError, ParameterError
 from streamcnn.newton import LinearProblem
 from streamcnn.nystroem import Landmarks, NystroemProblem, group_size
 from streamcnn.quasinewton import STEPS, minimise
 from streamcnn.rows import ArrayRows
+from streamcnn.selection import landmark_rows, most_landmarks
 from streamcnn.svm import StreamingSVC, decide_rows
 from streamcnn.threads import limit_blas
 
@@ -46,7 +47,7 @@ def overlapping(n, k, n_classes, seed=0):
 
 def problem_of(rows, codes, landmarks, gamma=2.0, **more):
     base = LinearProblem(ArrayRows(rows), rows.dtype, 1.0, codes, np.ones(codes.max() + 1), **more)
-    return NystroemProblem(base, Landmarks(landmarks.astype(np.float64), gamma, rows.dtype))
+    return NystroemProblem(base, Landmarks(landmarks.astype(np.float64), gamma, rows.dtype, 1.0))
 
 
 def features_of(problem, rows):
@@ -253,5 +254,75 @@ def test_rows_to_calibrate_on_are_a_fifth_of_each_class():
     codes = np.repeat([0, 1, 2], [500, 100, 50])
     rows = held_out_rows(codes, np.array(["a", "b", "c"]), 0)
     assert np.bincount(codes[rows]).tolist() == [100, 20, 10] and (np.diff(rows) > 0).all()
+    # two rows are sampled of a class whose share of 20,000 is none, and one of them is held out
+    codes = np.repeat([0, 1], [99_997, 3])
+    assert np.bincount(codes[held_out_rows(codes, np.array(["a", "b"]), 0)]).tolist() == [3999, 1]
     with pytest.raises(DataError, match="at least 2 rows of each class to hold some out, got 1 of 501 rows for class 'b'"):
         held_out_rows(np.repeat([0, 1], [500, 1]), np.array(["a", "b"]), 0)
+
+
+@pytest.mark.parametrize("n_landmarks", [1, 19, 60])
+def test_each_class_has_a_landmark(n_landmarks):
+    """Where the share of a class is less than one row it has one, and the plan counts them."""
+    rows, codes = overlapping(300, 6, 20)
+    svc = StreamingSVC("nystroem", C=1.0, gamma=1.0, n_landmarks=n_landmarks).fit(rows, codes)
+    scaled = rows * svc.scale_
+    nearest = codes[np.square(scaled[:, None] - svc.landmarks_[None]).sum(axis=2).argmin(axis=0)]
+    assert np.bincount(nearest, minlength=20).tolist() == [max(1, n_landmarks * 15 // 300)] * 20
+    assert len(svc.landmarks_) <= most_landmarks(n_landmarks, 300, 20)
+
+
+def test_an_offset_does_not_drown_the_kernel():
+    """float32 rows 1,000 deviations from 0 have the decisions of the same rows about 0: the kernel knows distances alone."""
+    rng = np.random.default_rng(0)
+    # multiples of 1/64 below 16, so that adding 1,024 rounds nothing
+    rows, codes = np.round(rng.standard_normal((600, 5)) * 64) / 64, np.arange(600) % 3
+    rows[np.arange(600), codes] += 3
+    near, far = (StreamingSVC("nystroem", C=1.0, gamma="scale", n_landmarks=60, tol=1e-8, max_iter=500) for _ in range(2))
+    decisions = near.fit(rows.astype(np.float32), codes).decision_function(rows.astype(np.float32))
+    moved = (rows + 1024).astype(np.float32)
+    # the objective, 1-strongly convex on the features, is within 1e-6 of its minimum of about 60: features of norm 1 move by sqrt(2 * 6e-5)
+    np.testing.assert_allclose(far.fit(moved, codes).decision_function(moved), decisions, atol=0.02)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf", "nystroem"])
+def test_a_class_of_weight_zero_is_refused(kernel):
+    """libsvm would leave it out and number the others wrongly, and "balanced" divide by its weight."""
+    rows, codes = overlapping(90, 6, 3)
+    for weight in (None, "balanced"):
+        with pytest.raises(DataError, match="sample_weight must be above 0 for a row of each class, is 0 for all of 1"):
+            StreamingSVC(kernel, C=1.0, gamma=1.0, class_weight=weight).fit(rows, codes, (codes != 1) * 1.0)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf", "nystroem"])
+def test_rows_of_weight_zero_are_not_drawn(kernel):
+    """Of 60 rows that count among 6,000 a fifth of each class is held out to choose C, and to calibrate; landmarks are of them."""
+    rows, codes = overlapping(6000, 6, 3)
+    weights = np.zeros(6000)
+    weights[::100] = 1
+    svc = StreamingSVC(kernel, n_landmarks=50, gamma=1.0, probability=True).fit(rows, codes, weights)
+    accuracies = np.array(list(svc.selection_.values()))
+    assert len(accuracies) >= 3 and np.allclose(accuracies * 12, np.round(accuracies * 12))
+    assert np.isin(held_out_rows(codes, svc.classes_, 0, weights), np.arange(0, 6000, 100)).all()
+    assert len(held_out_rows(codes, svc.classes_, 0, weights)) == 12
+    if kernel == "nystroem":
+        counted = rows[::100] * svc.scale_
+        assert np.abs(svc.landmarks_[:, None] - counted[None]).max(axis=2).min(axis=1).max() < 1e-6
+
+
+def test_landmarks_are_found_beside_held_out_rows():
+    """Both are drawn by hash; of 25,000 rows whose 4,000 held out weigh 0, as many landmarks are found as of all."""
+    codes = (np.arange(25_000) % 3).astype(np.int32)
+    weights = np.ones(25_000)
+    weights[held_out_rows(codes, np.arange(3), 0)] = 0
+    problem = LinearProblem(ArrayRows(np.arange(25_000.0)[:, None]), np.dtype(float), 1.0, codes, np.ones(3), 1, weights)
+    drawn = landmark_rows(problem, 60, 0)[:, 0].astype(int)
+    assert len(drawn) >= 58 and weights[drawn].all()
+
+
+def test_probability_wished_for_too_late_is_an_error():
+    """Set after fit, nothing was held out."""
+    rows, codes = overlapping(90, 6, 3)
+    svc = StreamingSVC("linear", C=1.0).fit(rows, codes).set_params(probability=True)
+    with pytest.raises(ParameterError, match="probability must be True when fit is called"):
+        svc.predict_proba(rows)

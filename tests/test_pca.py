@@ -467,3 +467,26 @@ def test_declared_bytes_are_named():
     # rows and directions are never there at the same time
     assert "row block" not in claims and "row block" in pca_bytes("covariance", 1000, 20, 50_000)
     assert "IncrementalPCA" in pca_bytes("incremental", 10_000, 100, 1000)
+
+
+@pytest.mark.parametrize("solver", ["covariance", "randomized", "incremental"])
+@pytest.mark.parametrize("n_components", [None, 2])
+def test_no_rows_are_refused(solver, n_components):
+    """Empty batches and sources of no rows, by every solver; in transform too."""
+    rows = np.random.default_rng(0).standard_normal((50, 5)).astype(np.float32)
+    for source in ([rows[:0]], StoredRows(rows[:0]), StoredRows(rows[:1])):
+        with pytest.raises(DataError, match=r"at least [12] rows?( in its first batch)?, got [01] sample"):
+            StreamingPCA(n_components, solver).fit(source)
+    with pytest.raises(DataError, match="at least 1 row, got 0"):
+        StreamingPCA(2, solver).fit(rows).transform([rows[:0]])
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered")
+@pytest.mark.parametrize("solver", ["covariance", "randomized"])
+def test_squares_that_overflow_are_refused(solver):
+    """float32 rows of 1e25 have no float32 covariance; as float64 they have that of the rows, times 1e50."""
+    rows = np.random.default_rng(0).standard_normal((50, 5)).astype(np.float32)
+    with pytest.raises(DataError, match="X must have squares that its precision holds"):
+        StreamingPCA(2, solver).fit(rows * np.float32(1e25))
+    plain, large = (StreamingPCA(2, solver).fit(X).explained_variance_ for X in (rows.astype(float), rows * np.float64(1e25)))
+    np.testing.assert_allclose(large, plain * 1e50, rtol=1e-9)

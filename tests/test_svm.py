@@ -480,10 +480,21 @@ def test_bad_values_are_named_with_their_row(kernel, bad, word):
             model.predict(source)
 
 
+@pytest.mark.parametrize("kernel", ["linear", "rbf", "nystroem"])
+def test_rows_that_cannot_be_scaled_are_refused(kernel):
+    """Squares beyond float64, norms whose inverse float32 does not hold, and batches without a row, in training and prediction."""
+    rows, y = overlapping(60, 5, 3)
+    for X in (rows.astype(float) * 1e200, rows.astype(np.float32) * np.float32(1e-42)):
+        with pytest.raises(DataError, match="X must have a mean squared row norm that can be divided by"):
+            StreamingSVC(kernel, C=1.0, gamma=1.0).fit(X, y)
+    with pytest.raises(DataError, match="at least 1 row, got 0"):
+        StreamingSVC(kernel, C=1.0, gamma=1.0).fit(rows, y).predict([rows[:0]])
+
+
 def test_labels_that_do_not_fit_are_refused():
     """One class, a wrong number of labels, none at all, measurements instead of classes."""
     rows, y = overlapping(60, 5, 3)
-    with pytest.raises(DataError, match="at least 2 classes, got 1 class"):
+    with pytest.raises(DataError, match=r"at least 2 classes, got 1 class: 0\.0"):
         StreamingSVC().fit(rows, np.zeros(60))
     with pytest.raises(DataError, match="one label for each of 60 rows, got 59"):
         StreamingSVC().fit(StoredRows(rows), y[:59])
@@ -517,6 +528,13 @@ def test_labels_that_do_not_fit_are_refused():
         ({"cache_size": 0}, "cache_size must be a positive number of MiB"),
         ({"random_state": -3}, "random_state must be"),
         ({"n_jobs": 1.5}, "n_jobs must be"),
+        ({"probability": "yes"}, "probability must be True or False, got 'yes'"),
+        ({"class_weight": "even"}, "class_weight must be None, .* got 'even'"),
+        ({"class_weight": {1: 0}}, "class_weight must be positive, got 0 for 1"),
+        ({"class_weight": {1: -1.0}}, "class_weight must be positive, got -1.0 for 1"),
+        ({"class_weight": {1: np.nan}}, "class_weight must be positive, got nan for 1"),
+        ({"class_weight": {1: 2, "b": 3}}, "class_weight must have labels of one kind, got 1, 'b'"),
+        ({"class_weight": {1: 2, 9: 3}}, "class_weight must weigh classes of y, got 9"),
     ],
 )
 def test_bad_parameters_are_named(arguments, match):
@@ -557,6 +575,9 @@ def test_saved_arrays_give_the_same_model(kernel, n_classes):
         StreamingSVC.from_arrays(arrays | {"intercept_": np.zeros(77)})
     with pytest.raises(DataError, match="do not fit together"):
         StreamingSVC.from_arrays(arrays | {"classes_": np.arange(9)})
+    for name, wrong in (("header", np.array([99, 6, 1])), ("chosen", np.ones(5)), ("classes_", np.array(3))):
+        with pytest.raises(DataError, match="none of its own"):
+            StreamingSVC.from_arrays(arrays | {name: wrong})
 
 
 def test_refitting_with_another_kernel_leaves_nothing_behind():

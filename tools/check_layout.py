@@ -17,7 +17,7 @@ kernels.jit kernels kernels.half kernels.checksum kernels.simd kernels.naive ker
 kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters network arrays shards store
 rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
-quasinewton nystroem selection ladder calibration svm
+quasinewton nystroem selection ladder calibration svmsaved svm
 presets planning stages plan features progress pipeline model adding evaluate estimators demo reproduce
 warmup timing gpubench iobench pcabench svmbench rbfbench pipebench bench commands cli __init__ __main__
 """.split()
