@@ -8,42 +8,24 @@ from types import MethodType
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from streamcnn.adding import add_images, no_store
-from streamcnn.errors import DataError, ParameterError
+from streamcnn.convfeatures import ConvFeatures, ImageInput, resolve_seed
+from streamcnn.errors import DataError
 from streamcnn.evaluate import label_codes
-from streamcnn.features import FeatureExtractor
-from streamcnn.images import ImageSource, open_images
-from streamcnn.kernels import get_kernels, resolve_device
 from streamcnn.labels import label_values
 from streamcnn.memory import MemoryMonitor, resolve_limit
 from streamcnn.model import fit_model, plan_decisions
-from streamcnn.network import Network, resolve_layers
 from streamcnn.nystroem import LANDMARKS
-from streamcnn.pipeline import draw_filters
-from streamcnn.plan import plan_drawing, plan_transform
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
 from streamcnn.stages import PREDICT_BLOCK
 from streamcnn.svm import has_probabilities
 from streamcnn.threads import resolve_n_jobs
-
-
-def resolve_seed(random_state: Any) -> int:
-    """A seed of 32 bits from an int, None, or a NumPy generator."""
-    if random_state is None:
-        return int(np.random.SeedSequence().generate_state(1)[0])
-    if isinstance(random_state, np.random.Generator):
-        return int(random_state.integers(2**32))
-    if isinstance(random_state, np.random.RandomState):
-        return int(random_state.randint(2**31))
-    if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**32:
-        return int(random_state)
-    raise ParameterError(f"random_state must be a whole number from 0 to 2**32 - 1, a generator or None, got {random_state!r}")
 
 
 class _AfterFitNeedsStore:
@@ -63,25 +45,7 @@ class _AfterFitNeedsStore:
         return MethodType(self._method, estimator)
 
 
-class _ImageInput:
-    """Turns what `fit` and `predict` are given into an image source."""
-
-    def _is_rows(self, X: Any) -> bool:
-        """Whether X is a matrix of rows in scikit-learn's sense rather than images, a source or a path."""
-        return not isinstance(X, (str, Path, ImageSource)) and len(getattr(X, "shape", np.shape(X) if isinstance(X, list) else ())) < 3
-
-    def _open(self, X: Any, y: Any, reset: bool) -> ImageSource:
-        if self._is_rows(X):
-            # nothing is converted or looked through here: that would copy the array; the source does both, chunk by chunk
-            X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
-        limit = resolve_limit(self.memory_limit) if isinstance(X, (str, Path)) else None  # type: ignore[attr-defined]
-        source = open_images(X, y, image_shape=self.image_shape, memory_limit=limit)  # type: ignore[attr-defined]
-        if reset and not hasattr(self, "n_features_in_"):
-            self.n_features_in_ = int(np.prod(source.image_shape))
-        return source
-
-
-class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
+class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
     """Random convolution filters, PCA and an SVM, trained on images that need not fit in memory.
 
     Parameters
@@ -229,9 +193,9 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
     def partial_fit(self, X, y=None, classes=None):
         """Add images, of known classes or new ones, to what the classifier was trained on; unfitted, this is `fit`.
 
-        Filters, PCA and the scaling of rows stay as the first fit made them; so do C and gamma as long as the number of rows leads to
-        the same kernel. The new images become rows beside those kept in `store`, and the SVM is solved again on all of them, a linear
-        one from where it was: to its tolerance the model of a training on all rows.
+        Filters, PCA and the scaling of rows stay as the first fit made them; so do C, gamma and landmarks as long as the number of rows
+        leads to the same kernel. The new images become rows beside those kept in `store`, and the SVM is solved again on all of them, a
+        linear one from where it was: to its tolerance the model of a training on all rows.
 
         Parameters
         ----------
@@ -359,104 +323,6 @@ class StreamCNNClassifier(_ImageInput, ClassifierMixin, BaseEstimator):
         """Write the model as one file that `load_model` and the command line read."""
         check_is_fitted(self)
         self.model_.save(path)
-
-
-class ConvFeatures(_ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Features of random convolution filters: `fit` draws and scales the filters, `transform` gives float32 rows.
-
-    Parameters
-    ----------
-    layers : sequence of ConvLayer or None
-        None for the preset's.
-    preset : "fast" or "lee2017"
-    preprocess, feature_dtype, memory_limit, device, image_shape, n_jobs, random_state
-        As in `StreamCNNClassifier`. The result of `transform` counts: what does not fit is refused before anything is computed.
-
-    Attributes
-    ----------
-    network_ : Network
-    n_features_in_ : int
-    image_shape_ : (height, width, channels)
-    n_jobs_ : int
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_digits
-    >>> from streamcnn import ConvLayer
-    >>> images = load_digits().images
-    >>> ConvFeatures([ConvLayer(8, 3, filters="random", pool_size=2)], random_state=0).fit_transform(images).shape
-    (1797, 72)
-    """
-
-    def __init__(
-        self,
-        layers=None,
-        preset="fast",
-        preprocess=None,
-        feature_dtype="float16",
-        memory_limit=None,
-        device="auto",
-        image_shape=None,
-        n_jobs=None,
-        random_state=None,
-    ):
-        self.layers = layers
-        self.preset = preset
-        self.preprocess = preprocess
-        self.feature_dtype = feature_dtype
-        self.memory_limit = memory_limit
-        self.device = device
-        self.image_shape = image_shape
-        self.n_jobs = n_jobs
-        self.random_state = random_state
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float32"]
-        return tags
-
-    def fit(self, X, y=None):
-        """Draw the filters and scale them on a sample of X; `y` is ignored."""
-        settings = resolve_settings(
-            self.preset,
-            n_jobs=resolve_n_jobs(self.n_jobs),
-            seed=resolve_seed(self.random_state),
-            layers=self.layers,
-            preprocess=self.preprocess,
-            feature_dtype=self.feature_dtype,
-            device=self.device,
-        )
-        source = self._open(X, None, reset=True)
-        network = Network(resolve_layers(settings.layers, source.image_shape), settings.preprocess)
-        limit, kernels = resolve_limit(self.memory_limit), get_kernels(settings.device)
-        plan = plan_drawing(source, network, settings.n_jobs, limit, kernels)
-        with MemoryMonitor(limit) as monitor, monitor.stage("filters", plan.peak_bytes):
-            draw_filters(network, source, settings, kernels)
-        self.network_, self.image_shape_, self.n_jobs_ = network, network.image_shape, settings.n_jobs
-        self.device_ = resolve_device(self.device)
-        self._n_features_out = network.n_features
-        return self
-
-    def transform(self, X):
-        """Feature rows (n_samples, n_features) float32, rounded to `feature_dtype`.
-
-        Raises
-        ------
-        MemoryBudgetError
-            When a chunk of images and the result do not fit `memory_limit` together.
-        """
-        from streamcnn.kernels.half import widen  # numba is loaded by those who convolve only
-
-        check_is_fitted(self)
-        limit, source, kernels = resolve_limit(self.memory_limit), self._open(X, None, reset=False), get_kernels(self.device_)
-        plan = plan_transform(source, self.network_, self.feature_dtype, self.n_jobs_, limit, kernels)
-        with MemoryMonitor(limit) as monitor, monitor.stage("transform", plan.peak_bytes):
-            extractor = FeatureExtractor(source, self.network_, self.feature_dtype, plan.chunk_size, self.n_jobs_, kernels, monitor)
-            out = np.empty((source.n_samples, extractor.n_features), np.float32)
-            for first, rows in extractor.chunks((0, source.n_samples)):
-                widen(rows, out[first : first + len(rows)])
-                monitor.check()
-        return out
 
 
 __all__ = ["ConvFeatures", "StreamCNNClassifier"]

@@ -67,7 +67,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
     n_jobs : int or None
         BLAS threads; part of what fixes the last bits.
     random_state : int, RandomState or None
-        Seed of the hash that picks the sample on which C and gamma are chosen; None is 0.
+        Seed of the hash that picks the sample on which C and gamma are chosen, landmarks, and rows held out; None is 0.
 
     Attributes
     ----------
@@ -149,7 +149,8 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         Raises
         ------
         DataError
-            For NaN or infinity, a single class, or labels that do not match the rows.
+            For NaN or infinity, rows too large or small to be scaled, a single class, labels or weights that do not match the rows, a
+            class whose rows all weigh 0, or, with `probability`, one of fewer than 2 rows.
         ParameterError
             For a parameter out of range.
         """

@@ -263,6 +263,14 @@ def test_wrong_data_get_one_clear_sentence(digits):
         classifier.predict(broken[:5])
 
 
+def test_fitting_again_forgets_the_shape_before(digits):
+    """Images of another size: the number of their values is published, and rows of as many are taken."""
+    images, labels = digits[0][:100], digits[1][:100]
+    classifier = StreamCNNClassifier(**SMALL, image_shape=(7, 8)).fit(images[:, :7].reshape(100, -1), labels)
+    classifier.set_params(image_shape=(8, 8)).fit(images, labels)
+    assert classifier.n_features_in_ == 64 and classifier.predict(images.reshape(100, -1)).shape == (100,)
+
+
 def test_published_attributes(digits):
     """What fit resolved is there with a trailing underscore."""
     classifier = StreamCNNClassifier(**SMALL, memory_limit="1GiB", n_jobs=1).fit(digits[0][:300], digits[1][:300])

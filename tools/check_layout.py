@@ -18,7 +18,7 @@ kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters network arrays shards store
 rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
 quasinewton nystroem selection ladder calibration svmsaved svm
-presets planning stages plan features progress pipeline model adding evaluate estimators demo reproduce
+presets planning stages plan features progress pipeline model adding evaluate convfeatures estimators demo reproduce
 warmup timing gpubench iobench pcabench svmbench rbfbench pipebench bench commands cli __init__ __main__
 """.split()
 
