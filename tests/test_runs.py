@@ -50,7 +50,7 @@ def test_the_limit_changes_memory_but_no_bit(tmp_path):
         file["images"] = rng.integers(0, 256, (6000, 32, 32, 3), dtype=np.uint8)
         file["labels"] = np.arange(6000) % 4
     fit = ["fit", tmp_path / "d.h5", "--kernel", "linear", "--C", "0.1", "--model"]
-    for name, options in (("a", ["--memory-limit", "480MiB"]), ("b", ["--memory-limit", "4GiB"]), ("c", ["--keep-features", "no"])):
+    for name, options in (("a", ["--memory-limit", "512MiB"]), ("b", ["--memory-limit", "4GiB"]), ("c", ["--keep-features", "no"])):
         report = spawn(*fit, tmp_path / name, *options)
         assert report["peak_rss_bytes"] <= report["memory_limit_bytes"]
     first = load_model(tmp_path / "a").to_arrays()
