@@ -48,6 +48,12 @@ def check_landmarks(n_landmarks: Any) -> None:
         raise ParameterError(f"n_landmarks must be a whole number of at least 1, got {n_landmarks!r}")
 
 
+def check_probability(probability: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(probability, (bool, np.bool_)):
+        raise ParameterError(f"probability must be True or False, got {probability!r}")
+
+
 def check_class_weight(class_weight: Any) -> Any:
     """None, "balanced", or a dict of label to weight in Python's own numbers; anything else is refused.
 

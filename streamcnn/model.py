@@ -25,7 +25,7 @@ from streamcnn.progress import Progress
 from streamcnn.rows import recut
 from streamcnn.stages import PREDICT_BLOCK
 from streamcnn.store import FeatureStore
-from streamcnn.svm import StreamingSVC
+from streamcnn.svm import StreamingSVC, to_codes
 from streamcnn.threads import limit_blas
 
 FORMAT, FORMAT_VERSION = "streamcnn-model", 1
@@ -115,7 +115,7 @@ class Model:
 
     def labels_of(self, decisions: np.ndarray) -> np.ndarray:
         """Class codes of decision values."""
-        return (decisions > 0).astype(np.int64) if decisions.ndim == 1 else decisions.argmax(axis=1)
+        return to_codes(decisions)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """All arrays of the model by name."""

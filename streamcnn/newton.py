@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from streamcnn.rowinput import Batches, Pieces, blocks_of, is_rows
+from streamcnn.rowinput import Batches, Pieces, blocks_of, gather, is_rows
 from streamcnn.rows import Rows, block_rows
 from streamcnn.threads import limit_blas
 
@@ -90,6 +90,24 @@ class LinearProblem:
             return None
         weights = self.row_weights[self.codes[start:stop]]
         return weights if self.sample_weight is None else weights * self.sample_weight[start:stop]
+
+    def scaled(self, rows: np.ndarray) -> np.ndarray:
+        """The rows numbered `rows`, ascending, times `scale`: (m, n_features) float64, in one pass."""
+        result = gather(self.source, rows, self.dtype, np.float64)
+        result *= self.scale
+        return result
+
+    def columns(self, positive: np.ndarray) -> np.ndarray:
+        """Column (n_classes,) of each class among planes of the classes `positive`, -1 for classes that have none there."""
+        column = np.full(len(self.row_weights), -1)
+        column[positive] = np.arange(len(positive))
+        return column
+
+    def own_planes(self, column: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Planes (m,), by `columns`, and numbers (m,) from `start` of the rows to `stop` whose class has one."""
+        planes = column[self.codes[start:stop]]
+        rows = np.flatnonzero(planes >= 0)
+        return planes[rows], rows
 
     @property
     def positive(self) -> np.ndarray:
@@ -287,9 +305,7 @@ class _Evaluator:
         self.sums, self.work = np.zeros((n, k + 1, k + 1)), np.empty((k + 1, k + 1), order="F")
         self.before = np.zeros((n, active_bytes(len(problem.codes), n) // n), np.uint8)
         self.turnover, self.n_active = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        # column of each class among the planes of this group, -1 for classes of other groups
-        self.column = np.full(len(problem.row_weights), -1)
-        self.column[positive] = np.arange(n)
+        self.column = problem.columns(positive)
 
     def __enter__(self):
         return self
@@ -342,10 +358,7 @@ class _Evaluator:
         np.multiply(self.block, problem.dtype.type(problem.scale), out=z[:, :-1])
         z[:n_valid, -1], z[n_valid:, -1] = 1, 0
         np.matmul(rounded, z.T, out=m)
-        codes = problem.codes[slot.start : slot.start + n_valid]
-        column = self.column[codes]
-        own = np.flatnonzero(column >= 0)
-        column = column[own]
+        column, own = problem.own_planes(self.column, slot.start, slot.start + n_valid)
         # 1 - t w'z: rows of the plane's class last, as each row has at most one such plane
         of_own = 1 - m[column, own]
         m += 1

@@ -17,7 +17,7 @@ from scipy.linalg import eigh
 
 from streamcnn.newton import LinearProblem, LinearSolution, spread
 from streamcnn.quasinewton import HISTORY, STEPS, minimise
-from streamcnn.rbf import KernelMachine
+from streamcnn.rbf import KernelMachine, kernel_of
 from streamcnn.rowinput import blocks_of
 from streamcnn.rows import block_rows
 from streamcnn.threads import limit_blas
@@ -69,7 +69,7 @@ class Landmarks:
         with limit_blas(1):  # so that the basis has the same bits for any number of threads
             itself = np.concatenate([rows, squares[:, None], np.ones((len(rows), 1))], axis=1) @ weights
             # transposed, as LAPACK works in place on columns alone
-            eigenvalues, vectors = eigh(_exponential(itself).T, overwrite_a=True, check_finite=False, driver="evr")
+            eigenvalues, vectors = eigh(kernel_of(itself).T, overwrite_a=True, check_finite=False, driver="evr")
         # they ascend
         first = int(np.argmax(eigenvalues > _CUT[self.dtype.name] * eigenvalues[-1]))
         self.weights = weights.astype(dtype)
@@ -83,13 +83,7 @@ class Landmarks:
         scaled *= scaled.dtype.type(self.scale)
         np.einsum("ij,ij->i", scaled, scaled, out=augmented[:, -2])
         augmented[:, -1] = 1
-        _exponential(np.matmul(augmented, self.weights, out=out))
-
-
-def _exponential(exponents: np.ndarray) -> np.ndarray:
-    # rounding may leave a distance of 0 on the wrong side
-    np.minimum(exponents, 0, out=exponents)
-    return np.exp(exponents, out=exponents)
+        kernel_of(np.matmul(augmented, self.weights, out=out))
 
 
 @dataclass
@@ -161,9 +155,7 @@ class _Pass:
         pieces = len(self.block) // piece
         self.buffers = [(np.empty((piece, k + 2), dtype), np.empty((piece, m), dtype)) for _ in range(min(rows.n_jobs, pieces))]
         self.spans = [slice(first, first + piece) for first in range(0, len(self.block), piece)]
-        # column of each class among the planes of this group, -1 for classes of other groups
-        self.column = np.full(len(rows.row_weights), -1)
-        self.column[positive] = np.arange(self.n)
+        self.column = rows.columns(positive)
         self.pool = ThreadPoolExecutor(len(self.buffers))
 
     def __enter__(self):
@@ -206,9 +198,7 @@ class _Pass:
             count = min(n_valid, span.stop) - span.start
             targets = np.full((self.n, count), -1, decisions.dtype)
             first = start + span.start
-            column = self.column[rows.codes[first : first + count]]
-            own = np.flatnonzero(column >= 0)
-            targets[column[own], own] = 1
+            targets[rows.own_planes(self.column, first, first + count)] = 1
             weights = rows.weights_of(first, first + count)
             here, along = targets * decisions[: self.n, :count], targets * decisions[self.n :, :count]
             losses = np.empty((len(STEPS), self.n))

@@ -8,7 +8,7 @@ import numpy as np
 
 from streamcnn.errors import ParameterError
 from streamcnn.kernels import DEVICES
-from streamcnn.ladder import KERNELS, check_class_weight, check_landmarks
+from streamcnn.ladder import KERNELS, check_class_weight, check_landmarks, check_probability
 from streamcnn.network import ConvLayer
 from streamcnn.nystroem import LANDMARKS
 from streamcnn.pcaplan import SOLVERS as PCA_SOLVERS
@@ -110,8 +110,7 @@ def resolve_settings(preset: str = "fast", n_jobs: int = 1, seed: int = 0, **ove
     values["C"] = _number("C", values["C"], ("auto",))
     values["gamma"] = _number("gamma", values["gamma"], ("auto", "scale"))
     values["class_weight"] = check_class_weight(values.get("class_weight"))
-    if not isinstance(values.get("probability", False), bool):
-        raise ParameterError(f"probability must be True or False, got {values['probability']!r}")
+    check_probability(values.get("probability", False))
     check_landmarks(values.get("n_landmarks", LANDMARKS))
     k = values["n_components"]
     if k is not None and k != "auto" and (isinstance(k, bool) or not hasattr(k, "__index__") or k < 1):

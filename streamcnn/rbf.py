@@ -7,6 +7,13 @@ from sklearn.svm import SVC
 TILE, _ROWS = 1024, 16
 
 
+def kernel_of(exponents: np.ndarray) -> np.ndarray:
+    """The RBF kernel of exponents -gamma |x - s|^2, in their place."""
+    # rounding may leave a distance of 0 on the wrong side
+    np.minimum(exponents, 0, out=exponents)
+    return np.exp(exponents, out=exponents)
+
+
 class KernelMachine:
     """Decisions from sums over an RBF kernel with vectors, in fixed blocks.
 
@@ -58,10 +65,7 @@ class KernelMachine:
             kernel = tile @ self.vectors[start:stop].T
             kernel -= sizes[:, None]
             kernel -= self._sizes[start:stop]
-            # rounding may leave a distance of 0 on the wrong side
-            np.minimum(kernel, 0, out=kernel)
-            np.exp(kernel, out=kernel)
-            self.add(kernel, start, stop, sums)
+            self.add(kernel_of(kernel), start, stop, sums)
         self.settle(sums, out)
 
 

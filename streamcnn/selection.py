@@ -180,8 +180,7 @@ class _Rbf:
     def __init__(self, part: LinearProblem, seed: int, max_iter: int, cache_size: float, n_landmarks: int):
         self.part, self.cache_size = part, cache_size
         self.weights = part.weights_of(0, len(part.codes))
-        self.rows = gather(part.source, np.arange(len(part.codes)), part.dtype, np.float64)
-        self.rows *= part.scale
+        self.rows = part.scaled(np.arange(len(part.codes)))
 
     def fit(self, C: float, gamma: float):
         return RbfMachine.fit(self.rows, self.part.codes, self.weights, C, gamma, self.part.scale, self.cache_size)[0]
@@ -216,6 +215,4 @@ def landmark_rows(problem: LinearProblem, n_landmarks: int, seed: int) -> np.nda
     """
     n_classes = len(problem.row_weights)
     rows, _ = stratified_sample(problem.codes, n_classes, seed + _LANDMARK_SEED, n_landmarks, problem.sample_weight, least=1)
-    landmarks = gather(problem.source, rows, problem.dtype, np.float64)
-    landmarks *= problem.scale
-    return landmarks
+    return problem.scaled(rows)

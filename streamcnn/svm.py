@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from streamcnn.calibration import fit_slope, held_out_rows, probabilities
 from streamcnn.errors import DataError, ParameterError
-from streamcnn.ladder import KERNELS, TILE, check_class_weight, check_landmarks, resolve_kernel
+from streamcnn.ladder import KERNELS, TILE, check_class_weight, check_landmarks, check_probability, resolve_kernel
 from streamcnn.newton import LinearProblem, LinearSolution, continued, solve
 from streamcnn.nystroem import LANDMARKS, Landmarks, NystroemProblem
 from streamcnn.rbf import RbfMachine
@@ -254,8 +254,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             raise ParameterError(f"cache_size must be a positive number of MiB, got {self.cache_size!r}")
         check_landmarks(self.n_landmarks)
         check_class_weight(self.class_weight)
-        if not isinstance(self.probability, (bool, np.bool_)):
-            raise ParameterError(f"probability must be True or False, got {self.probability!r}")
+        check_probability(self.probability)
         self.n_jobs_ = resolve_n_jobs(self.n_jobs)
 
     def _seed(self) -> int:
@@ -318,7 +317,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
     def predict(self, X):
         """Class of each row: (n,), as `classes_`."""
         decisions = self.decision_function(X)
-        return self.classes_[_to_codes(decisions)]
+        return self.classes_[to_codes(decisions)]
 
     @available_if(has_probabilities)
     def predict_proba(self, X):
@@ -353,7 +352,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         # block by block: all decisions at once would be the largest thing in memory with thousands of classes
         codes = np.empty(len(rows), np.int32)
         for start in range(0, len(rows), 16 * TILE):
-            codes[start : start + 16 * TILE] = _to_codes(decide_rows(machine, rows[start : start + 16 * TILE]))
+            codes[start : start + 16 * TILE] = to_codes(decide_rows(machine, rows[start : start + 16 * TILE]))
         return codes
 
     # -- keep ----------------------------------------------------------------------------------------------------------
@@ -396,8 +395,7 @@ class _Trainer:
         """The machine and the passes of each plane, or libsvm's iterations of each pair."""
         svc = self.svc
         if self.kernel == "rbf":
-            rows = gather(problem.source, np.arange(len(problem.codes)), problem.dtype, np.float64)
-            rows *= problem.scale
+            rows = problem.scaled(np.arange(len(problem.codes)))
             weights = problem.weights_of(0, len(problem.codes))
             return RbfMachine.fit(rows, problem.codes, weights, self.C, self.gamma, problem.scale, svc.cache_size)
         if self.kernel == "linear":
@@ -462,5 +460,6 @@ def decide_rows(machine: Machine, rows: np.ndarray, out: np.ndarray | None = Non
     return out
 
 
-def _to_codes(decisions: np.ndarray) -> np.ndarray:
+def to_codes(decisions: np.ndarray) -> np.ndarray:
+    """Class codes (m,) of decisions, (m,) for two classes or (m, n_classes); of equal decisions the first class."""
     return (decisions > 0).astype(np.intp) if decisions.ndim == 1 else decisions.argmax(axis=1)
