@@ -191,7 +191,7 @@ class _Addition:
         codes = np.array([stored[label] for label in self.new_labels.tolist()])[source.labels]
         with (
             planned_stage("add", self.report, store, self.monitor),
-            self.progress.bar("add", n, in_shards=True) as update,
+            self.progress.bar("add", n, stops=False) as update,
             limit_blas(n_jobs),
         ):
             extractor = FeatureExtractor(
@@ -207,7 +207,7 @@ class _Addition:
                     for first, block in rows:
                         writer.write(block, codes[first : first + len(block)])
                         update(len(block))
-                self.monitor.check()
+                self.progress.check()
             if pca is not None:
                 pca.drop_projector()
 

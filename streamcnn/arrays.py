@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from streamcnn.errors import FileError, MemoryBudgetError, ModelError
+from streamcnn.faults import step
 from streamcnn.files import replacing
 from streamcnn.memory import format_bytes
 from streamcnn.system import resident_bytes
@@ -55,6 +56,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any
         for name, array in arrays.items():
             # fletcher32 needs chunks, and chunks need elements and axes; the hash covers the rest
             chunks = _chunks(array) if array.size and array.ndim else None
+            step(f"write {name} of {path.name}")
             file.create_dataset(name, data=array, chunks=chunks, fletcher32=chunks is not None)
 
 

@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("--store", metavar="DIR", help="folder for features and finished stages, kept for later fits")
     fit.add_argument("--test", metavar="DATA2", help="labelled images to evaluate the model on")
     fit.add_argument("--resume", action="store_true", help="continue an interrupted fit; refuses other data or parameters")
+    fit.add_argument("--verify-data", action="store_true", help="reread the images of finished shards; refuses when they have changed")
     _common(fit, training=True)
     _model_options(fit)
 
@@ -136,8 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StreamCNNError as error:
         sys.stderr.write(f"streamcnn: {error}\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("streamcnn: interrupted; the same command with --resume continues from the last finished part\n")
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"streamcnn: {str(error) or 'interrupted'}\n")
         return 130
     except BrokenPipeError:  # the reader of standard output has gone, as `| head` does
         sys.stderr.close()

@@ -137,7 +137,9 @@ def _fit(
 ) -> tuple[dict[str, Any], Model]:
     start = time.perf_counter()
     progress = Progress(1, monitor)
-    model, report = fit_model(source, settings, store, limit, progress, monitor, getattr(args, "resume", False), test)
+    model, report = fit_model(
+        source, settings, store, limit, progress, monitor, getattr(args, "resume", False), test, getattr(args, "verify_data", False)
+    )
     if model_path is not None:
         model.save(model_path)
     seconds = time.perf_counter() - start

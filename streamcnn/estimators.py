@@ -163,7 +163,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         values = {name: getattr(self, name) for name in (*names, "feature_dtype", "keep_features", "device")}
         return resolve_settings(self.preset, n_jobs=resolve_n_jobs(self.n_jobs), seed=resolve_seed(self.random_state), **values)
 
-    def fit(self, X, y=None, resume=False):
+    def fit(self, X, y=None, resume=False, verify_data=False):
         """Train on images.
 
         Parameters
@@ -173,7 +173,11 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         y : array-like of shape (n_samples,) or None
             Labels, where X does not carry them.
         resume : bool
-            Continue the interrupted fit in `store`; refuses other data or extraction parameters.
+            Continue the interrupted fit in `store`: finished shards are checked against their hashes, bad ones made again; refuses other
+            data (by size and time of change, or content of arrays) or extraction parameters. The model has the same bits as without the
+            interruption.
+        verify_data : bool
+            Read the images of finished shards again, and refuse when they are not those that were read before.
 
         Returns
         -------
@@ -185,7 +189,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
             One sentence about what is wrong: parameters, data, or a memory limit that is too small.
         """
         settings = self._settings()
-        self._train(X, y, None, True, partial(fit_model, settings=settings, resume=resume))
+        self._train(X, y, None, True, partial(fit_model, settings=settings, resume=resume, verify_data=verify_data))
         self._by_fit = True
         return self
 

@@ -1,7 +1,9 @@
 """Feature rows of a source's images: convolved chunk by chunk, rounded as the model stores them."""
 
+import hashlib
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +11,22 @@ from streamcnn.images import ImageSource
 from streamcnn.memory import MemoryMonitor
 from streamcnn.network import Network
 from streamcnn.system import trim_heap
+
+
+class DataHash:
+    """SHA-256 of the pixels of each `step` images, as delivered, which come in order but may be ahead of those asked for."""
+
+    def __init__(self, step: int):
+        self._step = step
+        self._hashes: dict[int, Any] = {}
+
+    def add(self, first: int, pixels: np.ndarray) -> None:
+        """Take in images from number `first` on, of one and the same step."""
+        self._hashes.setdefault(first // self._step, hashlib.sha256()).update(pixels.reshape(-1).view(np.uint8).data)
+
+    def take(self, number: int) -> str:
+        """The digest of step `number`, which is complete."""
+        return self._hashes.pop(number).hexdigest()
 
 
 class FeatureExtractor:
@@ -32,11 +50,22 @@ class FeatureExtractor:
         As `kernels.get_kernels` gives it.
     monitor : MemoryMonitor or None
         Once it is `tight`, chunks are single images.
+    data_hash : DataHash or None
+        Gets all pixels that are read.
     """
 
     def __init__(
-        self, source: ImageSource, network: Network, dtype: str, chunk_size: int, n_jobs: int, kernels, monitor: MemoryMonitor | None = None
+        self,
+        source: ImageSource,
+        network: Network,
+        dtype: str,
+        chunk_size: int,
+        n_jobs: int,
+        kernels,
+        monitor: MemoryMonitor | None = None,
+        data_hash: "DataHash | None" = None,
     ):
+        self._data_hash = data_hash
         self.source, self.network, self._dtype, self._n_jobs, self._kernels = source, network, dtype, n_jobs, kernels
         self.n_rows, self.n_features, self._monitor = source.n_samples, network.n_features, monitor
         source.n_jobs = n_jobs
@@ -61,6 +90,11 @@ class FeatureExtractor:
         self.network.transform_rounded(images, self._buffers, self._kernels, rounded)
         return rounded
 
+    def _read_pixels(self, start: int, stop: int, turn: int) -> None:
+        self.source.read(start, stop, self._pixels[turn])
+        if self._data_hash is not None:
+            self._data_hash.add(start, self._pixels[turn][: stop - start])
+
     def chunks(self, *ranges: tuple[int, int]) -> Generator[tuple[int, np.ndarray], None, None]:
         """Yield (first row, rounded rows (m, n_features)) for images of each range (start, stop), in order.
 
@@ -71,7 +105,7 @@ class FeatureExtractor:
         if sum(stop - start for start, stop in ranges) <= self.chunk_size:
             for start, stop in ranges:
                 if start < stop:
-                    self.source.read(start, stop, self._pixels[0])
+                    self._read_pixels(start, stop, 0)
                     yield start, self.convolve(self._pixels[0][: stop - start])
             return
         with ThreadPoolExecutor(1, thread_name_prefix="streamcnn convolution") as thread:
@@ -90,7 +124,7 @@ class FeatureExtractor:
                     self._shrink()
                     turn = 0
                 n = min(self.chunk_size, stop - first)
-                self.source.read(first, first + n, self._pixels[turn])
+                self._read_pixels(first, first + n, turn)
                 # queued behind the chunk that is running, and in the buffers of the one before it, which has been taken: handed over only
                 # when the running one had ended, each chunk waited up to 5 ms for this thread to let the interpreter go
                 before, running = running, (first, thread.submit(self.convolve, self._pixels[turn][:n], turn))

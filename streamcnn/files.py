@@ -1,6 +1,7 @@
 """A file is complete or absent: temporary name, flush to disk, rename. And a folder lock that dies with its process."""
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -9,13 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from streamcnn.errors import FileError, StoreError
+from streamcnn.errors import FileError, StoreError, StreamCNNError
+from streamcnn.faults import step
 
 TEMPORARY_SUFFIX = ".tmp"
 
 
 def fsync_file(path: Path) -> None:
     """Wait until the file's bytes are on the disk."""
+    step(f"fsync {path.name}")
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -24,6 +27,7 @@ def fsync_folder(folder: Path) -> None:
     """Wait until the folder's entries are on the disk (a rename is not, before that). Windows has no such call."""
     if os.name == "nt":
         return
+    step(f"fsync folder {folder.name}")
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,18 +49,53 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     ------
     Path
         Write and close this file inside the block.
+
+    Raises
+    ------
+    FileError
+        When the system refuses to write: disk full, folder read-only or gone.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    with writing(path):
+        try:
+            step(f"write {path.name}")
+            yield temporary
+            if durable:
+                fsync_file(temporary)
+            step(f"rename {path.name}")
+            temporary.replace(path)
+            if durable:
+                fsync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):  # of a folder that is gone, or read-only by now
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make what the system or HDF5 says about a failed write inside the block a `FileError` that names `path`."""
     try:
-        yield temporary
-        if durable:
-            fsync_file(temporary)
-        temporary.replace(path)
-        if durable:
-            fsync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except (OSError, RuntimeError) as error:
+        # HDF5 says "Unable to ..." or "Can't ..." with RuntimeError, others have bugs
+        if isinstance(error, StreamCNNError) or (isinstance(error, RuntimeError) and not str(error).startswith(("Unable", "Can't"))):
+            raise
+        number = getattr(error, "errno", None) or next((n for n in _FAILURES if f"errno = {n}," in str(error)), None)
+        reason = os.strerror(number) if number else str(error).splitlines()[0]
+        raise FileError(f"{path}: cannot be written ({reason}): {_way_out(number)}; what is finished is kept") from error
+
+
+# numbers that HDF5 hides in its sentence
+_FAILURES = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO) if os.name != "nt" else (errno.ENOSPC, errno.EACCES)
+
+
+def _way_out(number: int | None) -> str:
+    if number == errno.ENOENT:
+        return "its folder is gone; put it back, or choose another"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "make its folder writable, or choose another"
+    return "make room on the disk, or choose another"
 
 
 def check_output_file(path: Path, what: str) -> None:
@@ -149,7 +188,8 @@ class FolderLock:
         StoreError
             When another process holds it.
         """
-        file = self.path.open("a+b")
+        with writing(self.path):
+            file = self.path.open("a+b")
         try:
             if sys.platform == "win32":
                 import msvcrt

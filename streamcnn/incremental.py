@@ -3,11 +3,24 @@
 from collections.abc import Iterator
 
 import numpy as np
+from sklearn.decomposition import IncrementalPCA
 
 from streamcnn.rowinput import Batches, check_finite
 from streamcnn.rows import ArrayRows, Rows, recut
 
 _STRIPE = 16
+# what scikit-learn's `partial_fit` finds, and goes on from
+_RESULTS = (
+    "components_",
+    "singular_values_",
+    "mean_",
+    "var_",
+    "explained_variance_",
+    "explained_variance_ratio_",
+    "noise_variance_",
+    "n_components_",
+    "n_samples_seen_",
+)
 
 
 def default_batch_size(n_components: int) -> int:
@@ -33,8 +46,8 @@ def incremental_batches(n_rows: int, n_components: int, batch_size: int | None) 
         n_batches -= 1
 
 
-def iter_incremental(source: Rows | Batches, n_components: int, batch_size: int | None) -> Iterator[np.ndarray]:
-    """Yield float64 batches (rows, n_features) in one buffer, to be overwritten by whoever takes them.
+def iter_incremental(source: Rows | Batches, n_components: int, batch_size: int | None, first: int = 0) -> Iterator[np.ndarray]:
+    """Yield, from batch number `first` of `Rows`, float64 batches (rows, n_features) in one buffer, to be overwritten by whoever takes them.
 
     Arrays and `Rows` are dealt by stripes; `Batches`, whose number of rows is not known, are recut in their own order and the
     last one may be small.
@@ -51,7 +64,7 @@ def iter_incremental(source: Rows | Batches, n_components: int, batch_size: int 
     batch = np.empty((len(starts[::n_batches]) * stripe, d))
     # arrays convert themselves to whatever they fill; other sources fill float32
     rows = None if isinstance(source, ArrayRows) else np.empty((stripe, d), np.float32)
-    for number in range(n_batches):
+    for number in range(first, n_batches):
         filled = 0
         for start in starts[number::n_batches]:
             stop = min(start + stripe, source.n_rows)
@@ -64,3 +77,15 @@ def iter_incremental(source: Rows | Batches, n_components: int, batch_size: int 
             check_finite(place, start)
             filled += stop - start
         yield batch[:filled]
+
+
+def arrays_of_incremental(pca: IncrementalPCA, n_batches: int) -> dict[str, np.ndarray]:
+    """A fitted `IncrementalPCA` and how many batches it has seen, as arrays."""
+    return {name: np.asarray(getattr(pca, name)) for name in _RESULTS} | {"n_batches": np.array(n_batches)}
+
+
+def restore_incremental(pca: IncrementalPCA, arrays: dict[str, np.ndarray]) -> int:
+    """Make `pca` what `arrays_of_incremental` had seen; returns the number of batches."""
+    for name in _RESULTS:
+        setattr(pca, name, arrays[name] if arrays[name].ndim else arrays[name].item())
+    return int(arrays["n_batches"])

@@ -59,6 +59,19 @@ class KrylovSpace:
         self.blocks.append(directions)
         self.finished = False
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Everything, as arrays; not copied."""
+        blocks = {f"block {number:03d}": block for number, block in enumerate(self.blocks)}
+        return blocks | {"coefficients": self._coefficients}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "KrylovSpace":
+        """What `to_arrays` gave before it was `finished`, in the memory of `arrays`."""
+        space = cls.__new__(cls)
+        space.blocks = [arrays[name] for name in sorted(arrays) if name.startswith("block ")]
+        space._coefficients, space.finished = arrays["coefficients"], False
+        return space
+
     @property
     def width(self) -> int:
         """Directions in the basis."""

@@ -21,7 +21,7 @@ from streamcnn.pipeline import Report, Run, library_versions
 from streamcnn.plan import make_plan, plan_prediction
 from streamcnn.planning import MemoryPlan
 from streamcnn.presets import Settings
-from streamcnn.progress import Progress
+from streamcnn.progress import Progress, interruptible
 from streamcnn.rows import recut
 from streamcnn.stages import PREDICT_BLOCK
 from streamcnn.store import FeatureStore
@@ -184,6 +184,7 @@ def fit_model(
     monitor: MemoryMonitor,
     resume: bool = False,
     test: ImageSource | None = None,
+    verify_data: bool = False,
 ) -> tuple[Model, Report]:
     """Plan, then run into the store at `store_path`, or into a temporary one that is removed at the end.
 
@@ -205,6 +206,8 @@ def fit_model(
         Check finished shards against their hashes, and refuse other data or parameters.
     test : ImageSource or None
         Images the caller will evaluate the model on: their stage is part of the plan.
+    verify_data : bool
+        Read the images of finished shards again, and refuse when they are not those that were read before.
 
     Returns
     -------
@@ -222,8 +225,9 @@ def fit_model(
     if not fresh:
         store.lock()
     try:
-        run = Run(source, settings, store, plan, progress, monitor, resume)
-        parts = run.run()
+        with interruptible():
+            run = Run(source, settings, store, plan, progress, monitor, resume, verify_data)
+            parts = run.run()
         header = {
             "settings": settings.describe(),
             "pixels": source.dtype.name,
@@ -240,9 +244,13 @@ def fit_model(
                 model.save(store.path / "model.h5")
             run.report.store_bytes = store.nbytes
         return model, run.report
-    except BaseException:
-        if fresh and not existed and not store.entries:
+    except BaseException as error:
+        nothing = fresh and not existed and not store.entries
+        if nothing:
             store.delete()
+        if isinstance(error, KeyboardInterrupt):
+            kept = "nothing is kept" if temporary or nothing else f"{path} keeps what is finished, resume=True (--resume) goes on from there"
+            raise KeyboardInterrupt(f"the fit was interrupted; {kept}") from None
         raise
     finally:
         store.close()

@@ -61,6 +61,17 @@ class Moments:
         self.gram = np.zeros((d, d))
         self._strips = [np.empty(min(_STRIP, d) * d, dtype) for _ in range(n_strips(d, n_jobs))]
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Everything, as arrays; not copied."""
+        return {"n": np.array(self.n), "shift": self.shift, "total": self.total, "gram": self.gram}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], dtype, n_jobs: int) -> "Moments":
+        """What `to_arrays` gave, in the memory of `arrays`."""
+        made = cls(arrays["shift"], dtype, n_jobs)
+        made.n, made.total, made.gram = int(arrays["n"]), arrays["total"], arrays["gram"]
+        return made
+
     def add(self, block: np.ndarray, n_valid: int) -> None:
         """Take in a zero-padded block (fixed rows, d) of `n_valid` rows. `block` is overwritten.
 

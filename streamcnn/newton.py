@@ -16,11 +16,13 @@ half of them are active. Each plane's sum is made by one thread at a time in the
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
+from streamcnn.checkpoint import Checkpoint
 from streamcnn.rowinput import Batches, Pieces, blocks_of, gather, is_rows
 from streamcnn.rows import Rows, block_rows
 from streamcnn.threads import limit_blas
@@ -36,6 +38,9 @@ _WIDE = 1024
 _ARMIJO = 1e-4
 # a larger C is approached by factors of 10 from here, each roughly solved
 _DIRECT_C, _ROUGH_TOL = 10.0, 1e-2
+# what goes from pass to pass: of the planes, and of the Hessians
+_STATE = ("weights", "trial", "direction", "value", "slope", "step", "passes", "live")
+_KEPT = ("sums", "before", "turnover", "n_active")
 
 
 class LinearMachine:
@@ -168,7 +173,9 @@ def active_bytes(n_rows: int, n_planes: int) -> int:
     return size if size <= _ACTIVE_BITS else 0
 
 
-def solve(problem: LinearProblem, C: float, tol: float, max_iter: int, start: LinearSolution | None = None) -> LinearSolution:
+def solve(
+    problem: LinearProblem, C: float, tol: float, max_iter: int, start: LinearSolution | None = None, checkpoint: Checkpoint | None = None
+) -> LinearSolution:
     """Minimise f for every plane.
 
     Parameters
@@ -182,6 +189,8 @@ def solve(problem: LinearProblem, C: float, tol: float, max_iter: int, start: Li
         Passes over the rows at most.
     start : LinearSolution, optional
         Of the same problem with another C, to start from.
+    checkpoint : Checkpoint, optional
+        Each group of planes is a step of it, whose state is kept between passes.
 
     Returns
     -------
@@ -200,9 +209,10 @@ def solve(problem: LinearProblem, C: float, tol: float, max_iter: int, start: Li
     A pass costs rows * n_features^2 / 2 multiplications times the share of rows that are active and were not, or the other way about,
     summed over planes. From w = 0, where all rows are active for all planes, the first one costs a single such product.
     """
+    checkpoint = checkpoint or Checkpoint()
     if start is None and C > _DIRECT_C and max_iter > 1:
-        start = solve(problem, C / 10, _ROUGH_TOL, max_iter // 2)
-        solution = solve(problem, C, tol, max_iter - int(start.n_passes.max()), start)
+        start = solve(problem, C / 10, _ROUGH_TOL, max_iter // 2, None, checkpoint)
+        solution = solve(problem, C, tol, max_iter - int(start.n_passes.max()), start, checkpoint)
         solution.n_passes += start.n_passes
         return solution
     k, positive = problem.source.n_features, problem.positive
@@ -212,21 +222,25 @@ def solve(problem: LinearProblem, C: float, tol: float, max_iter: int, start: Li
     with limit_blas(problem.n_jobs if k >= _WIDE else 1):
         for first in range(0, len(positive), size):
             group = slice(first, min(first + size, len(positive)))
-            parts.append(_solve_group(problem, positive[group], C, tol, max_iter, start, group))
-    fields = ("weights", "objective", "n_passes", "converged", "start_gradient")
-    return LinearSolution(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+            here = partial(_solve_group, problem, positive[group], C, tol, max_iter, start, group, checkpoint)
+            parts.append(checkpoint.step(lambda solve_group=here: vars(solve_group())))
+    return LinearSolution(*(np.concatenate([part[field.name] for part in parts]) for field in fields(LinearSolution)))
 
 
-def _solve_group(problem, positive, C, tol, max_iter, start, group) -> LinearSolution:
+def _solve_group(problem, positive, C, tol, max_iter, start, group, checkpoint) -> LinearSolution:
     n, k1 = len(positive), problem.source.n_features + 1
     rounding = 1e-8 if problem.dtype == np.float32 else 1e-12
     weights = np.zeros((n, k1)) if start is None else start.weights[group].copy()
     start_gradient = None if start is None else start.start_gradient[group]
     trial, direction = weights.copy(), np.zeros((n, k1))
     value, slope, step = np.full(n, np.inf), np.zeros(n), np.ones(n)
-    passes, live = np.zeros(n, np.int64), np.ones(n, bool)
+    passes, live, first = np.zeros(n, np.int64), np.ones(n, bool), 0
     with _Evaluator(problem, positive, C) as evaluator:
-        for number in range(max_iter):
+        if (left := checkpoint.left()) is not None:
+            first, start_gradient = int(left["number"]), left["start_gradient"]
+            weights, trial, direction, value, slope, step, passes, live = (left[name] for name in _STATE)
+            evaluator.go_on(left)
+        for number in range(first, max_iter):
             value_here, gradient = evaluator(trial, live, at_zero=number == 0 and start is None)
             if start_gradient is None:
                 start_gradient = np.abs(gradient).max(axis=1) / C
@@ -252,6 +266,10 @@ def _solve_group(problem, positive, C, tol, max_iter, start, group) -> LinearSol
                     trial[c] = weights[c] + direction[c]
             if not live.any():
                 break
+            # bound now, and used before the loop goes on
+            state = weights, trial, direction, value, slope, step, passes, live
+            facts = {"number": np.array(number + 1), "start_gradient": start_gradient}
+            checkpoint.keep(lambda state=state, facts=facts: dict(zip(_STATE, state)) | facts | evaluator.to_arrays())
     assert start_gradient is not None
     return LinearSolution(weights, value, passes, ~live, start_gradient)
 
@@ -312,6 +330,15 @@ class _Evaluator:
 
     def __exit__(self, *exception):
         self.pool.shutdown()
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """What one pass leaves to the next, as arrays; not copied."""
+        return {name: getattr(self, name) for name in _KEPT}
+
+    def go_on(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take what `to_arrays` gave."""
+        for name in _KEPT:
+            setattr(self, name, arrays[name])
 
     def __call__(self, weights: np.ndarray, live: np.ndarray, at_zero: bool) -> tuple[np.ndarray, np.ndarray]:
         """f (n,) and gradient (n, k + 1) at `weights` (n, k + 1), all float64; `hessian` then gives that of live planes.

@@ -11,10 +11,12 @@ Quasi-Newton steps start from the second derivative that the landmarks themselve
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.linalg import eigh
 
+from streamcnn.checkpoint import Checkpoint
 from streamcnn.newton import LinearProblem, LinearSolution, spread
 from streamcnn.quasinewton import HISTORY, STEPS, minimise
 from streamcnn.rbf import KernelMachine, kernel_of
@@ -27,6 +29,8 @@ LANDMARKS = 2048
 PIECE = 512
 # planes solved together: their points, gradients and histories fill so much at most
 _PLANES = 64 << 20
+# what `minimise` gives
+_FOUND = ("weights", "objective", "n_passes", "converged")
 # eigenvalues below this share of the largest are left away: dividing by their roots would blow up rounding
 _CUT = {"float32": 1e-6, "float64": 1e-12}
 
@@ -112,7 +116,9 @@ class NystroemProblem:
         n = len(planes)
         return LinearSolution(planes, np.full(n, np.inf), np.zeros(n, np.int64), np.zeros(n, bool), np.zeros(n))
 
-    def solve(self, C: float, tol: float, max_iter: int, start: LinearSolution | None = None) -> LinearSolution:
+    def solve(
+        self, C: float, tol: float, max_iter: int, start: LinearSolution | None = None, checkpoint: Checkpoint | None = None
+    ) -> LinearSolution:
         """Minimise `newton`'s f on the features for every plane.
 
         Parameters
@@ -124,12 +130,15 @@ class NystroemProblem:
             Passes over the rows at most, for each group of planes.
         start : LinearSolution, optional
             Of the same landmarks with another C, or of fewer rows.
+        checkpoint : Checkpoint, optional
+            Each group of planes is a step of it, whose state is kept between passes.
 
         Returns
         -------
         LinearSolution
             `start_gradient` is not used here and is zero.
         """
+        checkpoint = checkpoint or Checkpoint()
         positive, width = self.rows.positive, len(self.landmarks.eigenvalues) + 1
         size, parts = group_size(len(self.landmarks.rows), len(positive)), []
         rounding = 1e-7 if self.landmarks.dtype == np.float32 else 1e-12
@@ -138,8 +147,9 @@ class NystroemProblem:
                 group = slice(first, min(first + size, len(positive)))
                 weights = np.zeros((group.stop - first, width)) if start is None else start.weights[group]
                 with _Pass(self, positive[group], C) as evaluate:
-                    parts.append(minimise(evaluate, weights, tol, rounding, max_iter))
-        weights, value, passes, converged = (np.concatenate(part) for part in zip(*parts))
+                    group_solved = partial(minimise, evaluate, weights, tol, rounding, max_iter, checkpoint)
+                    parts.append(checkpoint.step(lambda solved=group_solved: dict(zip(_FOUND, solved()))))
+        weights, value, passes, converged = (np.concatenate([part[name] for part in parts]) for name in _FOUND)
         return LinearSolution(weights, value, passes, converged, np.zeros(len(weights)))
 
 

@@ -1,6 +1,7 @@
 """Principal components of rows that do not fit in memory: step 2 of Lee & Lee (2017)."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.decomposition import IncrementalPCA
 from sklearn.utils.validation import check_array, check_is_fitted
 
+from streamcnn.checkpoint import Checkpoint
 from streamcnn.errors import DataError, ParameterError
-from streamcnn.incremental import iter_incremental
+from streamcnn.incremental import arrays_of_incremental, iter_incremental, restore_incremental
 from streamcnn.moments import Moments, gram_rows
 from streamcnn.pcaplan import choose_solver
 from streamcnn.pcasaved import RESULTS, arrays_of, restore
@@ -82,13 +84,15 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self.n_jobs = n_jobs
         self.random_state = random_state
 
-    def fit(self, X, y=None):
+    def fit(self, X, y=None, checkpoint=None):
         """Components of all rows of `X`, forgetting what was fitted before.
 
         Parameters
         ----------
         X : array-like of shape (n, n_features), Rows, or re-iterable of batches (m, n_features) or (rows, labels)
         y : ignored
+        checkpoint : Checkpoint or None
+            Keeps the sums of the rows seen, from which a later call with the same X goes on; not with batches.
 
         Returns
         -------
@@ -108,23 +112,14 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 raise DataError(f"X must have at least 2 rows, got {n_rows} sample(s)")
             k = self._check_n_components(getattr(source, "n_rows", self.n_features_in_))
             self._start(k)
+            checkpoint = checkpoint if checkpoint is not None and is_rows(source) else Checkpoint()
             with limit_blas(self.n_jobs_):
                 if self.solver_ == "covariance":
-                    block = np.empty((gram_rows(self.n_features_in_), self.n_features_in_), dtype)
-                    pieces = Pieces(source, block_rows(self.n_features_in_)) if is_rows(source) else source
-                    for _, n_valid in blocks_of(pieces, block):
-                        self._add(block, n_valid)
-                    del block
-                    self._finish()
+                    self._fit_covariance(source, dtype, checkpoint)
                 elif self.solver_ == "randomized":
-                    self._fit_randomized(source, k, dtype)
+                    self._fit_randomized(source, k, dtype, checkpoint)
                 else:
-                    # without n_components, batches of unknown number decide by the first of them
-                    known = self.n_components is not None or is_rows(source)
-                    for batch in iter_incremental(source, k if known else 1, self.batch_size):
-                        self._add_incremental(batch)
-                    if not self.n_samples_seen_:
-                        raise DataError("X must have at least 2 rows, got 0 sample(s)")
+                    self._fit_incremental(source, k, checkpoint)
         except BaseException:
             self.__dict__.pop("n_samples_seen_", None)
             raise
@@ -240,8 +235,33 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         values, vectors = state.leading(k)
         self._keep(values, vectors, state.mean, state.variance)
 
-    def _fit_randomized(self, source, k: int, dtype) -> None:
-        found = randomized_pca(source, k, self._check_n_components, dtype, int(self.random_state or 0))
+    def _fit_covariance(self, source, dtype, checkpoint: Checkpoint) -> None:
+        if (left := checkpoint.left()) is not None:
+            self._state = Moments.from_arrays(left, dtype, self.n_jobs_)
+            self.n_samples_seen_ = self._state.n
+        block = np.empty((gram_rows(self.n_features_in_), self.n_features_in_), dtype)
+        pieces = Pieces(source, block_rows(self.n_features_in_)) if is_rows(source) else source
+        for _, n_valid in blocks_of(pieces, block, self.n_samples_seen_):
+            self._add(block, n_valid)
+            checkpoint.keep(self._state.to_arrays)
+        del block
+        self._finish()
+
+    def _fit_incremental(self, source, k: int, checkpoint: Checkpoint) -> None:
+        first = 0
+        if (left := checkpoint.left()) is not None:
+            first = restore_incremental(self._state, left)
+            self._copy_incremental()
+        # without n_components, batches of unknown number decide by the first of them
+        known = self.n_components is not None or is_rows(source)
+        for number, batch in enumerate(iter_incremental(source, k if known else 1, self.batch_size, first), first + 1):
+            self._add_incremental(batch)
+            checkpoint.keep(partial(arrays_of_incremental, self._state, number))
+        if not self.n_samples_seen_:
+            raise DataError("X must have at least 2 rows, got 0 sample(s)")
+
+    def _fit_randomized(self, source, k: int, dtype, checkpoint: Checkpoint) -> None:
+        found = randomized_pca(source, k, self._check_n_components, dtype, int(self.random_state or 0), checkpoint)
         self.n_samples_seen_, self.n_passes_ = found.n, found.n_passes
         self._keep(found.values, found.vectors, found.mean, found.variance)
 
@@ -268,6 +288,10 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             self._state.partial_fit(batch, check_input=False)
         # scikit-learn keeps a view, and with it all right singular vectors of the batch
         self._state.components_ = self._state.components_.copy()
+        self._copy_incremental()
+
+    def _copy_incremental(self) -> None:
+        """Results of scikit-learn's estimator as ours."""
         for name in RESULTS:
             setattr(self, name, getattr(self._state, name))
         self.explained_variance_ratio_ = np.nan_to_num(self.explained_variance_ratio_, nan=0.0, posinf=0.0)

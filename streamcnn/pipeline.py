@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from streamcnn.checkpoint import FileCheckpoint
 from streamcnn.errors import StoreError
-from streamcnn.features import FeatureExtractor
+from streamcnn.features import DataHash, FeatureExtractor
 from streamcnn.images import ImageSource
 from streamcnn.kernels import get_kernels
 from streamcnn.memory import MemoryMonitor
@@ -103,6 +104,8 @@ class Run:
         Bytes.
     resume : bool
         Check the hashes of finished shards and refuse other data or parameters.
+    verify_data : bool
+        Read the images of finished shards again, and refuse when they are others.
     progress : Progress
     monitor : MemoryMonitor
         Entered by the caller.
@@ -117,7 +120,9 @@ class Run:
         progress: Progress,
         monitor: MemoryMonitor,
         resume: bool = False,
+        verify_data: bool = False,
     ):
+        self.verify_data = verify_data
         self.source, self.settings, self.store = source, settings, store
         self.plan, self.progress, self.monitor, self.check_shards = plan, progress, monitor, resume
         self.kernels = get_kernels(settings.device)
@@ -151,6 +156,7 @@ class Run:
         if self.plan.keep_features:
             with self.monitor.stage("save", self.plan.planned("save")):
                 self.store.write_virtual()
+        self.store.drop_checkpoints()
         self.report.store_bytes = self.store.nbytes
         return network, pca, svm
 
@@ -180,25 +186,30 @@ class Run:
             self.store.finish("filters", self.digests["filters"], network.to_arrays(), network=network.describe())
         return network
 
-    def _extractor(self, network: Network) -> FeatureExtractor:
+    def _extractor(self, network: Network, data_hash: DataHash | None = None) -> FeatureExtractor:
         s = self.settings
-        return FeatureExtractor(self.source, network, s.feature_dtype, self.plan.chunk_size, s.n_jobs, self.kernels, self.monitor)
+        return FeatureExtractor(
+            self.source, network, s.feature_dtype, self.plan.chunk_size, s.n_jobs, self.kernels, self.monitor, data_hash
+        )
 
     def extract(self, network: Network) -> None:
         """Write the feature shards that are not there yet."""
         digest, n, d = self.digests["extract"], self.source.n_samples, network.n_features
         there = self.store.begin("features", digest, check=self.check_shards)
+        if self.verify_data:
+            self._verify_data()
         if self.store.finished("extract", digest) and len(there) == self._n_shards(d, np.dtype(self.settings.feature_dtype).itemsize):
             self._say_reused("extract")
             return
-        with self._stage("extract"), self.progress.bar("extract", n, in_shards=True) as update:
+        with self._stage("extract"), self.progress.bar("extract", n, stops=False) as update:
             dtype = self.settings.feature_dtype
             rows = shard_rows(d, np.dtype(dtype).itemsize)
             shards = {shard: (start, min(start + rows, n)) for shard, start in enumerate(range(0, n, rows))}
             missing = {shard: span for shard, span in shards.items() if shard not in there}
             update(n - sum(stop - start for start, stop in missing.values()))
             # one stream over all of them: a shard is closed and flushed while the next one's first images are convolved
-            stream = self._extractor(network).chunks(*missing.values())
+            data_hash = DataHash(rows)
+            stream = self._extractor(network, data_hash).chunks(*missing.values())
             with closing(stream):
                 for shard, (start, stop) in missing.items():
                     with self.store.writing("features", shard, start, stop - start, d, dtype, digest) as writer:
@@ -206,8 +217,30 @@ class Run:
                             first, features = next(stream)
                             writer.write(features, self.labels[first : first + len(features)])
                             update(len(features))
-                    self.monitor.check()
-            self.store.finish("extract", digest)
+                        writer.facts["data_sha256"] = data_hash.take(shard)
+                    self.progress.check()
+            data = digest_of([entry.get("data_sha256") for entry in self.store.shards("features")])
+            self.store.finish("extract", digest, data_sha256=data)
+
+    def _verify_data(self) -> None:
+        """Refuse images that are not those the finished shards were made of."""
+        source, done = self.source, self.store.shards("features")
+        size = min(self.plan.chunk_size, source.n_samples)
+        pixels = np.empty((size, *source.image_shape), source.dtype)
+        with self._stage("extract"), self.progress.bar("verify", sum(entry["rows"] for entry in done)) as update:
+            for entry in done:
+                start, stop = entry["start"], entry["start"] + entry["rows"]
+                data_hash = DataHash(stop)
+                for first in range(start, stop, size):
+                    last = min(first + size, stop)
+                    source.read(first, last, pixels)
+                    data_hash.add(0, pixels[: last - first])
+                    update(last - first)
+                if data_hash.take(0) != entry.get("data_sha256"):
+                    raise StoreError(
+                        f"{self.store.path} was made from other images than numbers {start} to {stop - 1} are now: restore them, or fit "
+                        "afresh into another store"
+                    )
 
     def _n_shards(self, width: int, itemsize: int) -> int:
         return -(-self.source.n_samples // shard_rows(width, itemsize))
@@ -220,11 +253,14 @@ class Run:
         if (arrays := self._reuse("pca")) is not None:
             pca = StreamingPCA.from_arrays(arrays)
         else:
-            with self._stage("pca"), self.progress.bar("pca", n * plan.stage("pca").passes, "rows") as update:
+            with self._stage("pca"), self.progress.bar("pca", n * plan.stage("pca").passes, "rows", stops=False) as update:
                 pca = StreamingPCA(plan.n_components, solver=plan.pca_solver, n_jobs=self.settings.n_jobs, random_state=self.settings.seed)
-                pca.fit(CountedRows(self._feature_rows(network), update))
+                rows = CountedRows(self._feature_rows(network), update)
+                checkpoint = self._checkpoint("pca", rows, self.progress.check)
+                pca.fit(rows, checkpoint=checkpoint)
                 arrays = pca.to_arrays()
                 self.store.finish("pca", self.digests["pca"], arrays)
+                checkpoint.remove()
                 # the fitted one holds its d x d matrix of moments, which no later stage has claimed
                 pca = StreamingPCA.from_arrays(arrays)
         digest, k = self.digests["project"], plan.n_components
@@ -232,7 +268,7 @@ class Run:
         if self.store.finished("project", digest) and len(there) == self._n_shards(k, 4):
             self._say_reused("project")
             return pca
-        with self._stage("project"), self.progress.bar("project", n, "rows", in_shards=True) as update, limit_blas(self.settings.n_jobs):
+        with self._stage("project"), self.progress.bar("project", n, "rows", stops=False) as update, limit_blas(self.settings.n_jobs):
             source_rows = self._feature_rows(network)
             rows = shard_rows(k, 4)  # a multiple of every block's rows, so blocks never straddle shards
             for shard, start in enumerate(range(0, n, rows)):
@@ -244,7 +280,7 @@ class Run:
                     for first, reduced in reduced_rows(pca, source_rows, start, stop):
                         writer.write(reduced, self.labels[first : first + len(reduced)])
                         update(len(reduced))
-                self.monitor.check()
+                self.progress.check()
             self.store.finish("project", digest)
         pca.drop_projector()
         return pca
@@ -253,12 +289,18 @@ class Run:
         s = self.settings
         if (arrays := self._reuse("svm")) is not None:
             return StreamingSVC.from_arrays(arrays)
+        # a pass may take long, and much of the rest is no pass: it ends at any block, and goes on from the pass before
         with self._stage("svm"), self.progress.bar("svm", None, "rows") as update:
-            rows = self.store.rows("reduced") if self.plan.pca_solver else self._feature_rows(network)
+            rows = CountedRows(self.store.rows("reduced") if self.plan.pca_solver else self._feature_rows(network), update)
             svm = make_svm(s.describe(), self.plan, self.classes)
-            svm.fit(CountedRows(rows, update), self.labels)
+            checkpoint = self._checkpoint("svm", rows)
+            svm.fit(rows, self.labels, checkpoint=checkpoint)
             self.store.finish("svm", self.digests["svm"], svm.to_arrays())
+            checkpoint.remove()
         return svm
+
+    def _checkpoint(self, stage: str, rows: CountedRows, stop: Callable[[], None] = lambda: None) -> FileCheckpoint:
+        return FileCheckpoint(self.store.checkpoint_folder(stage), self.digests[stage], rows, stop, self.store.durable)
 
 
 @contextmanager

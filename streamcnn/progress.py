@@ -1,5 +1,6 @@
 """One progress bar per stage, on standard error; and the place where a run notices that it shall stop."""
 
+import contextlib
 import signal
 import sys
 import threading
@@ -16,19 +17,26 @@ _stop = threading.Event()
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let the first Ctrl-C inside the block end the run at the next block of images or rows, and a second one at once.
+    """Let the first Ctrl-C inside the block end the run where nothing is lost, and a second one at once.
 
-    Python raises `KeyboardInterrupt` wherever it happens to be, and in a callback that may neither fail nor raise it is lost.
+    That is after the shard, block or pass that is being worked on. Python raises `KeyboardInterrupt` wherever it happens to be, and in
+    a callback that may neither fail nor raise it is lost. Only the main thread of a process hears signals: in others, and inside
+    another such block, this does nothing; nor does it where someone else than Python itself takes care of Ctrl-C.
     """
 
     def handle(number, frame):
         if _stop.is_set():
             raise KeyboardInterrupt
         _stop.set()
-        sys.stderr.write("\nstopping after the current block; press Ctrl-C again to stop at once\n")
+        with contextlib.suppress(Exception):  # it may be just then that standard error is written to, or it is closed
+            sys.stderr.write("\nstopping where nothing is lost; press Ctrl-C again to stop at once\n")
 
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield
+        return
     _stop.clear()
-    before = signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
@@ -49,18 +57,20 @@ class Progress:
     def __init__(self, verbose: int = 0, monitor: MemoryMonitor | None = None):
         self.verbose, self.monitor = verbose, monitor
 
+    def check(self) -> None:
+        """End the run if it shall stop: `KeyboardInterrupt` after Ctrl-C, `MemoryBudgetError` when the limit is nearly used up."""
+        if _stop.is_set():
+            raise KeyboardInterrupt
+        if self.monitor is not None:
+            self.monitor.check()
+
     @contextmanager
-    def bar(self, name: str, total: int | None, unit: str = "images", in_shards: bool = False) -> Iterator[Callable[[int], None]]:
+    def bar(self, name: str, total: int | None, unit: str = "images", stops: bool = True) -> Iterator[Callable[[int], None]]:
         """A bar for the block; call what it gives with the number of things just done.
 
-        With `in_shards` whoever works in the block finishes a shard before it asks the monitor whether to stop.
+        Each call may end the run, see `check`; without `stops` whoever works in the block asks where it can be left without loss.
         """
-
-        def check() -> None:
-            _check_stop()
-            if self.monitor is not None and not in_shards:
-                self.monitor.check()
-
+        check = self.check if stops else lambda: None
         if not self.verbose:
             yield lambda n: check()
             return
@@ -83,18 +93,18 @@ class Progress:
             tqdm.write(text, file=sys.stderr)
 
 
-def _check_stop() -> None:
-    if _stop.is_set():
-        raise KeyboardInterrupt
-
-
 class CountedRows:
-    """Rows that report how many of them were read."""
+    """Rows that report how many of them were read: `n_read` in all."""
 
     def __init__(self, rows: Rows, update: Callable[[int], None]):
         self._rows, self._update = rows, update
-        self.n_rows, self.n_features = rows.n_rows, rows.n_features
+        self.n_rows, self.n_features, self.n_read = rows.n_rows, rows.n_features, 0
 
     def read(self, start: int, stop: int, out) -> None:
         self._rows.read(start, stop, out)
-        self._update(stop - start)
+        self.skip(stop - start)
+
+    def skip(self, n: int) -> None:
+        """Count `n` rows that were read before an interruption."""
+        self.n_read += n
+        self._update(n)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from streamcnn.checkpoint import Checkpoint
+
 # steps along a direction whose losses a pass finds together; the gradient is that of the first
 STEPS = (1.0, 0.5, 0.25, 0.1, 0.03)
 HISTORY = 10
@@ -19,6 +21,21 @@ class _Plane:
         self.value, self.slope = np.inf, 0.0
         self.gradient: np.ndarray | None = None
         self.pairs: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=HISTORY)
+
+    def to_arrays(self, number: int) -> dict[str, np.ndarray]:
+        """Everything, as arrays whose names begin with `number`; not copied."""
+        facts = np.array([self.value, self.slope, *(along for *_, along in self.pairs)])
+        pairs = {f"{name} {i:02d}": pair[place] for i, pair in enumerate(self.pairs) for place, name in enumerate(("step", "change"))}
+        now = {"weights": self.weights, "direction": self.direction, "gradient": self.gradient, "facts": facts}
+        return {f"{number} {name}": array for name, array in (now | pairs).items() if array is not None}
+
+    def go_on(self, number: int, arrays: dict[str, np.ndarray]) -> None:
+        """Take what `to_arrays` gave for `number`."""
+        self.weights, self.direction = (arrays[f"{number} {name}"] for name in ("weights", "direction"))
+        self.gradient = arrays.get(f"{number} gradient")
+        self.value, self.slope, *alongs = arrays[f"{number} facts"].tolist()
+        for i, along in enumerate(alongs):
+            self.pairs.append((arrays[f"{number} step {i:02d}"], arrays[f"{number} change {i:02d}"], along))
 
     def take(self, value: float, gradient: np.ndarray) -> None:
         """Go to `weights + direction`."""
@@ -55,7 +72,12 @@ class _Plane:
 
 
 def minimise(
-    evaluate: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]], start: np.ndarray, tol: float, rounding: float, max_iter: int
+    evaluate: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]],
+    start: np.ndarray,
+    tol: float,
+    rounding: float,
+    max_iter: int,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Minimise n convex functions of D variables each.
 
@@ -71,6 +93,8 @@ def minimise(
         Relative error of values.
     max_iter : int
         Calls of `evaluate` at most.
+    checkpoint : Checkpoint, optional
+        Keeps points and history between calls.
 
     Returns
     -------
@@ -79,9 +103,14 @@ def minimise(
     n_passes : ndarray of shape (n,), int
     converged : ndarray of shape (n,), bool
     """
+    checkpoint = checkpoint or Checkpoint()
     planes = [_Plane(point) for point in start.copy()]
-    passes, live = np.zeros(len(planes), np.int64), np.ones(len(planes), bool)
-    for _ in range(max_iter):
+    passes, live, first = np.zeros(len(planes), np.int64), np.ones(len(planes), bool), 0
+    if (left := checkpoint.left()) is not None:
+        passes, live, first = left["passes"], left["live"], int(left["number"])
+        for number, plane in enumerate(planes):
+            plane.go_on(number, left)
+    for number in range(first, max_iter):
         points, directions = (np.stack([getattr(plane, name) for plane in planes]) for name in ("weights", "direction"))
         values, gradients, scaling = evaluate(points, directions)
         passes += live
@@ -98,4 +127,6 @@ def minimise(
                 plane.direction[:] = 0
         if not live.any():
             break
+        facts = {"passes": passes, "live": live, "number": np.array(number + 1)}
+        checkpoint.keep(lambda facts=facts: facts | {k: v for c, plane in enumerate(planes) for k, v in plane.to_arrays(c).items()})
     return np.stack([plane.weights for plane in planes]), np.array([plane.value for plane in planes]), passes, ~live

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
+from streamcnn.checkpoint import Checkpoint
 from streamcnn.errors import DataError
 from streamcnn.krylov import KrylovSpace
 from streamcnn.moments import check_squares, make_largest_positive
@@ -87,6 +88,16 @@ class CovarianceProduct:
         self._projected = np.empty((n_rows, len(directions)), dtype)
         self._product = np.empty(directions.shape, dtype)
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The sums, as arrays; not copied."""
+        squares = {} if self.squares is None else {"squares": self.squares}
+        return {"n": np.array(self.n), "total": self.total, "product": self.product} | squares
+
+    def go_on(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take the sums that `to_arrays` gave, made with the same directions and shift, for one's own."""
+        self.n, self.total, self.product = int(arrays["n"]), arrays["total"], arrays["product"]
+        self.squares = arrays.get("squares")
+
     def add(self, block: np.ndarray, n_valid: int) -> None:
         """Take in a zero-padded block (n_rows, d) of `n_valid` rows. `block` is overwritten. 4 * n_rows * l * d operations."""
         block[:n_valid] -= self.shift.astype(block.dtype)
@@ -141,7 +152,9 @@ class RandomizedResult:
     missing: float
 
 
-def randomized_pca(source: Rows | Batches, most: int, resolve: Callable[[int], int], dtype, seed: int) -> RandomizedResult:
+def randomized_pca(
+    source: Rows | Batches, most: int, resolve: Callable[[int], int], dtype, seed: int, checkpoint: Checkpoint
+) -> RandomizedResult:
     """Leading principal components in a few passes over `source`.
 
     Parameters
@@ -154,6 +167,8 @@ def randomized_pca(source: Rows | Batches, most: int, resolve: Callable[[int], i
     dtype : numpy dtype
         Of blocks and their products.
     seed : int
+    checkpoint : Checkpoint
+        Keeps the directions and the sums of the pass between blocks.
 
     Returns
     -------
@@ -165,22 +180,38 @@ def randomized_pca(source: Rows | Batches, most: int, resolve: Callable[[int], i
         For NaN or infinity, values whose squares overflow, or fewer than two rows.
     """
     d, width = source.n_features, n_directions(source.n_features, most)
-    shift, start = _start(source, most, width, dtype, seed)
-    space = KrylovSpace(start)
-    del start
+    n_passes, n, mean, variance = 0, 0, np.zeros(d), np.zeros(d)
+    left = checkpoint.left()
+    if left is None:
+        shift, start = _start(source, most, width, dtype, seed)
+        space = KrylovSpace(start)
+        del start
+    else:
+        space = KrylovSpace.from_arrays(left)
+        shift, mean, variance, n_passes, n = left["shift"], left["mean"], left["variance"], int(left["n_passes"]), int(left["n"])
+        k = resolve(n) if n_passes else 0
+        trace = _trace(variance, n)
     block = np.empty((pass_rows(d, width), d), dtype)
-    n_passes = 0
+
+    def state() -> dict[str, np.ndarray]:
+        facts = {"shift": shift, "mean": mean, "variance": variance, "n_passes": np.array(n_passes), "n": np.array(n)}
+        return space.to_arrays() | facts | {f"sums {name}": array for name, array in sums.to_arrays().items()}
+
     while True:
         sums = CovarianceProduct(space.blocks[-1], shift, dtype, len(block), squares=n_passes == 0)
-        for _, n_valid in blocks_of(Pieces(source, block_rows(d)) if is_rows(source) else source, block):
+        if left is not None:
+            sums.go_on({name.removeprefix("sums "): array for name, array in left.items() if name.startswith("sums ")})
+            left = None
+        for _, n_valid in blocks_of(Pieces(source, block_rows(d)) if is_rows(source) else source, block, sums.n):
             sums.add(block, n_valid)
+            checkpoint.keep(state)
         n_passes += 1
         if n_passes == 1:
             if sums.n < 2:
                 raise DataError(f"X must have at least 2 rows, got {sums.n} sample(s)")
             k = resolve(sums.n)
             n, mean, variance = sums.n, sums.mean, sums.variance()
-            shift, trace = mean, float(variance.sum()) * n / (n - 1)
+            shift, trace = mean, _trace(variance, n)
             check_squares(variance)
         product = sums.finish()
         del sums
@@ -201,6 +232,11 @@ def randomized_pca(source: Rows | Batches, most: int, resolve: Callable[[int], i
     del block
     vectors = make_largest_positive(space.directions(leading.weights))
     return RandomizedResult(leading.values, vectors, mean, variance, n, n_passes, leading.missing)
+
+
+def _trace(variance: np.ndarray, n: int) -> float:
+    """Of the covariance, from variances that are divided by n."""
+    return float(variance.sum()) * n / max(n - 1, 1)
 
 
 def _start(source, n_components: int, width: int, dtype, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -69,6 +69,10 @@ class KernelMachine:
         self.settle(sums, out)
 
 
+# of a machine, in the order in which it takes them
+RBF_ARRAYS = ("support_vectors", "dual_coef", "intercept", "n_support")
+
+
 class RbfMachine(KernelMachine):
     """Decision values of a one-against-one RBF SVM.
 

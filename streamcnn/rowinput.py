@@ -109,8 +109,8 @@ def is_batches(X) -> bool:
     return hasattr(X, "__iter__") and not isinstance(X, (str, bytes)) and not hasattr(X, "__array__") and not hasattr(X, "shape")
 
 
-def blocks_of(source, block: np.ndarray) -> Iterator[tuple[int, int]]:
-    """`iter_blocks` of `Rows` or `recut` of `Batches`, refusing NaN and infinity.
+def blocks_of(source, block: np.ndarray, first: int = 0) -> Iterator[tuple[int, int]]:
+    """`iter_blocks` of `Rows` from row `first`, or `recut` of all `Batches`, refusing NaN and infinity.
 
     Raises
     ------
@@ -118,10 +118,10 @@ def blocks_of(source, block: np.ndarray) -> Iterator[tuple[int, int]]:
         Naming the first bad row, or when there are no rows.
     """
     start = -1
-    for start, n_valid in iter_blocks(source, block) if is_rows(source) else recut(source, block):
+    for start, n_valid in iter_blocks(source, block, first) if is_rows(source) else recut(source, block):
         check_finite(block[:n_valid], start)
         yield start, n_valid
-    if start < 0:
+    if start < 0 and not first:
         raise DataError("X must have at least 1 row, got 0 sample(s)")
 
 

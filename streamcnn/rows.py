@@ -37,8 +37,8 @@ class ArrayRows:
         out[: stop - start] = self.array[start:stop]
 
 
-def iter_blocks(rows: Rows, block: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Read `rows` block by block into `block` (block_rows, n_features), zero-padding the last.
+def iter_blocks(rows: Rows, block: np.ndarray, first: int = 0) -> Iterator[tuple[int, int]]:
+    """Read `rows` from row `first`, where a block starts, block by block into `block` (block_rows, n_features), zero-padding the last.
 
     Yields
     ------
@@ -46,7 +46,7 @@ def iter_blocks(rows: Rows, block: np.ndarray) -> Iterator[tuple[int, int]]:
         First row of the block and how many of its rows are real.
     """
     size = len(block)
-    for start in range(0, rows.n_rows, size):
+    for start in range(first, rows.n_rows, size):
         n_valid = min(size, rows.n_rows - start)
         rows.read(start, start + n_valid, block)
         block[n_valid:] = 0

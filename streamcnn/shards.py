@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from streamcnn.errors import StoreError
+from streamcnn.faults import step
 
 HDF5_CHUNK_BYTES = 1 << 18
 _SHARD_BYTES = 1 << 25
@@ -50,6 +51,7 @@ class ShardWriter:
         self._stored = np.empty(chunk * n_features * np.dtype(dtype).itemsize + 4, np.uint8)
         self._chunk = self._stored[:-4].view(dtype).reshape(chunk, n_features)
         self.filled = 0
+        self.facts: dict[str, Any] = {}
 
     def write(self, features: np.ndarray, labels: np.ndarray | None) -> None:
         """Append rows (m, n_features) of the shard's dtype and their label codes (m,), -1 where there are none."""
@@ -78,6 +80,7 @@ class ShardWriter:
         self._hash.update(self._chunk[:n_valid].view(np.uint8).data)
         self._chunk[n_valid:] = np.nan
         self._stored[-4:] = np.array([fletcher32(self._stored[:-4])], "<u4").view(np.uint8)
+        step("write chunk of shard")
         self._features.id.write_direct_chunk((self.filled - n_valid, 0), self._stored)
 
     @property

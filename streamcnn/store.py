@@ -6,6 +6,7 @@
     reduced/00000.h5     the same after PCA
     added/00000.h5       rows as the SVM gets them, of images added to a finished fit
     stages/pca.h5        arrays a finished stage has learnt
+    checkpoints/pca/     state of a stage that is running, or was interrupted
     features.h5          written last: one virtual data set over all feature shards, for other programs
 
 A shard is written under a temporary name, closed, flushed, renamed, and only then gets its manifest line; so whatever stops
@@ -28,7 +29,8 @@ import numpy as np
 
 from streamcnn.arrays import LIBVER, load_arrays, save_arrays
 from streamcnn.errors import DataError, StoreError
-from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, fsync_folder, replacing
+from streamcnn.faults import step
+from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, fsync_folder, replacing, writing
 from streamcnn.memory import format_bytes
 from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows, hdf5_chunk_rows
 
@@ -94,14 +96,16 @@ class FeatureStore:
         Raises
         ------
         StoreError
-            When the folder holds anything already.
+            When the folder holds anything already, but for what a process that died here at once has left.
+        FileError
+            When it cannot be written.
         """
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(file.suffix != TEMPORARY_SUFFIX for file in path.iterdir())):
             raise StoreError(f"{path} is not an empty folder: choose another, or an existing store to reuse")
-        path.mkdir(parents=True, exist_ok=True)
-        for folder in ("features", "reduced", "stages"):
-            (path / folder).mkdir()
+        with writing(path):
+            step(f"make folder {path.name}")
+            path.mkdir(parents=True, exist_ok=True)
         base = {"format": FORMAT, "format_version": FORMAT_VERSION, "digests": {}}
         _write_json(path / "config.json", base | (config or {}), durable)
         store = cls(path, durable)
@@ -149,13 +153,17 @@ class FeatureStore:
         good = b"".join(_line(e) for e in self.entries)
         if path.exists() and path.stat().st_size != len(good):  # a torn line must not glue itself to the next
             self._rewrite_manifest()
-        with path.open("ab") as file:
-            file.write(_line(entry))
-            file.flush()
-            if self.durable:
-                os.fsync(file.fileno())
-        if self.durable and not self.entries:
-            fsync_folder(self.path)
+        what = entry.get("file", entry.get("stage"))
+        with writing(path):
+            step(f"line for {what}")
+            with path.open("ab") as file:
+                file.write(_line(entry))
+                file.flush()
+                if self.durable:
+                    step(f"fsync line for {what}")
+                    os.fsync(file.fileno())
+            if self.durable and not self.entries:
+                fsync_folder(self.path)
         self.entries.append(entry)
 
     def _rewrite_manifest(self) -> None:
@@ -176,11 +184,13 @@ class FeatureStore:
 
     def finish(self, stage: str, digest: str, arrays: dict[str, np.ndarray] | None = None, **info: Any) -> None:
         """Record a stage as finished, with the arrays it has learnt."""
+        if any(e.get("stage") == stage for e in self.entries):  # its file is about to be another
+            self.entries = [e for e in self.entries if e.get("stage") != stage]
+            self._rewrite_manifest()
         if arrays is not None:
             header = {"format": "streamcnn-stage", "format_version": 1, "stage": stage, "digest": digest}
+            self._make_folder("stages")
             save_arrays(self.path / "stages" / f"{stage}.h5", arrays, header, self.durable)
-        self.entries = [e for e in self.entries if e.get("stage") != stage]
-        self._rewrite_manifest()
         self._record({"stage": stage, "digest": digest, "arrays": arrays is not None, **info})
 
     def stage_arrays(self, stage: str, digest: str, memory_limit: int | None = None) -> dict[str, np.ndarray] | None:
@@ -192,6 +202,10 @@ class FeatureStore:
         except OSError:
             return None
         return arrays if header.get("digest") == digest else None
+
+    def checkpoint_folder(self, stage: str) -> Path:
+        """Where a stage keeps its state while it runs."""
+        return self.path / "checkpoints" / stage
 
     def additions(self) -> list[dict[str, Any]]:
         """Manifest entries of the images added to a finished fit, one for each call, in order."""
@@ -213,7 +227,7 @@ class FeatureStore:
 
     def begin(self, kind: str, *digests: str, check: bool = False) -> set[int]:
         """Drop shards of other digests (and, with `check`, damaged ones) and return the numbers of those that stay."""
-        (self.path / kind).mkdir(exist_ok=True)
+        self._make_folder(kind)
         keep = [e for e in self.shards(kind, *digests) if (self._shard_error(e) is None if check else self._quick_check(e))]
         kept = {id(e) for e in keep}
         stale = [e for e in self.shards(kind) if id(e) not in kept]
@@ -225,13 +239,23 @@ class FeatureStore:
         names = {e["file"] for e in keep}
         for file in (self.path / kind).glob("*.h5"):
             if f"{kind}/{file.name}" not in names:
-                file.unlink()
+                with writing(file):
+                    step(f"remove {file.name}")
+                    file.unlink()
         return {e["shard"] for e in keep}
+
+    def _make_folder(self, name: str) -> None:
+        with writing(self.path / name):
+            (self.path / name).mkdir(exist_ok=True)
 
     @contextlib.contextmanager
     def writing(self, kind: str, shard: int, start: int, n_rows: int, n_features: int, dtype, digest: str) -> Iterator[ShardWriter]:
-        """Write one shard: rows `start` to `start + n_rows`; it exists, with its manifest line, once the block has ended well."""
+        """Write one shard: rows `start` to `start + n_rows`; it exists, with its manifest line, once the block has ended well.
+
+        What the writer's `facts` hold by then goes into that line.
+        """
         name = f"{kind}/{shard:05d}.h5"
+        self._make_folder(kind)
         with replacing(self.path / name, self.durable) as temporary:
             with h5py.File(temporary, "w", libver=LIBVER, rdcc_nbytes=2 * HDF5_CHUNK_BYTES) as file:
                 writer = ShardWriter(file, n_rows, n_features, dtype)
@@ -246,6 +270,7 @@ class FeatureStore:
                 "bytes": (self.path / name).stat().st_size,
                 "digest": digest,
             }
+            | writer.facts
         )
 
     def append(self, features: np.ndarray, labels=None) -> None:
@@ -347,6 +372,10 @@ class FeatureStore:
             if "stage" in entry and entry.get("arrays", False) and self.stage_arrays(entry["stage"], entry["digest"], memory_limit) is None:
                 problems.append(f"stages/{entry['stage']}.h5: missing or damaged")
         return problems
+
+    def drop_checkpoints(self) -> None:
+        """Remove what stages have kept while they ran."""
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     @property
     def nbytes(self) -> int:

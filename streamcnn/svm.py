@@ -2,7 +2,9 @@
 Nystroem features of them."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from streamcnn.calibration import fit_slope, held_out_rows, probabilities
+from streamcnn.checkpoint import Checkpoint
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.ladder import KERNELS, TILE, check_class_weight, check_landmarks, check_probability, resolve_kernel
 from streamcnn.newton import LinearProblem, LinearSolution, continued, solve
 from streamcnn.nystroem import LANDMARKS, Landmarks, NystroemProblem
-from streamcnn.rbf import RbfMachine
+from streamcnn.rbf import RBF_ARRAYS, RbfMachine
 from streamcnn.rowinput import Batches, blocks_of, gather, is_batches, is_rows, open_rows, row_sizes, working_dtype
 from streamcnn.rows import ArrayRows, block_rows
 from streamcnn.selection import landmark_rows, select
@@ -130,7 +133,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         self.n_jobs = n_jobs
         self.random_state = random_state
 
-    def fit(self, X, y=None, sample_weight=None):
+    def fit(self, X, y=None, sample_weight=None, checkpoint=None):
         """Train on all rows.
 
         Parameters
@@ -141,6 +144,8 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             Labels; None for batches, which bring them.
         sample_weight : array-like of shape (n,) or None
             Weight of each row's loss: 0 leaves a row out, 2 counts it twice.
+        checkpoint : Checkpoint or None
+            Keeps what is chosen, and planes after each pass, from which a later call with the same rows goes on.
 
         Returns
         -------
@@ -154,7 +159,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         ParameterError
             For a parameter out of range.
         """
-        return self._fit(X, y, sample_weight)
+        return self._fit(X, y, sample_weight, checkpoint=checkpoint or Checkpoint())
 
     def refit(self, X, y, before: "StreamingSVC", known: np.ndarray):
         """Train on the rows of a fitted SVM and further ones, with its row scaling.
@@ -176,9 +181,9 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         -------
         self
         """
-        return self._fit(X, y, None, before, known)
+        return self._fit(X, y, None, before, known, checkpoint=Checkpoint())
 
-    def _fit(self, X, y, sample_weight: Any = None, before: Any = None, known: Any = None):
+    def _fit(self, X, y, sample_weight: Any, before: Any = None, known: Any = None, *, checkpoint: Checkpoint):
         self._check_parameters()
         source: Any
         if is_rows(X) or is_batches(X):
@@ -191,7 +196,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             # with a scaling that is kept nothing else follows from them: a pass less
             sizes = before is None or self.gamma == "scale"
             with np.errstate(over="ignore"):
-                n_rows, mean_square, variance = row_sizes(source, dtype, weights) if sizes else (source.n_rows, 1.0, 1.0)
+                n_rows, mean_square, variance = _sizes(source, dtype, weights, checkpoint) if sizes else (source.n_rows, 1.0, 1.0)
             if weights is not None and (weights == 1).all():
                 weights = None
             y = self._labels(source, y, n_rows)
@@ -218,8 +223,9 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             if kept is not None:
                 C, gamma, tried = kept.C_, kept.gamma_, kept.selection_
             else:
-                C, gamma, tried = select(kernel, C, gamma, problem, seed, self.max_iter, self.cache_size, self.n_landmarks, self._codes_of)
-            trainer = _Trainer(self, kernel, C, gamma, seed)
+                chosen = partial(select, kernel, C, gamma, problem, seed, self.max_iter, self.cache_size, self.n_landmarks, self._codes_of)
+                C, gamma, tried = _selected(chosen, checkpoint)
+            trainer = _Trainer(self, kernel, C, gamma, seed, checkpoint)
             if kept is not None:
                 trainer.go_on(kept, problem, known)
             slope = self._calibrate(trainer, problem, classes, seed) if self.probability else None
@@ -378,8 +384,8 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
 class _Trainer:
     """Trains machines with the same parameters, the second one from where the first one ended; a kernel's landmarks are drawn once."""
 
-    def __init__(self, svc: StreamingSVC, kernel: str, C: float, gamma: float, seed: int):
-        self.svc, self.kernel, self.C, self.gamma, self.seed = svc, kernel, C, gamma, seed
+    def __init__(self, svc: StreamingSVC, kernel: str, C: float, gamma: float, seed: int, checkpoint: Checkpoint):
+        self.svc, self.kernel, self.C, self.gamma, self.seed, self.checkpoint = svc, kernel, C, gamma, seed, checkpoint
         self.landmarks: Landmarks | None = None
         self.solution: LinearSolution | None = None
 
@@ -395,18 +401,16 @@ class _Trainer:
         """The machine and the passes of each plane, or libsvm's iterations of each pair."""
         svc = self.svc
         if self.kernel == "rbf":
-            rows = problem.scaled(np.arange(len(problem.codes)))
-            weights = problem.weights_of(0, len(problem.codes))
-            return RbfMachine.fit(rows, problem.codes, weights, self.C, self.gamma, problem.scale, svc.cache_size)
+            return self._fit_rbf(problem)
         if self.kernel == "linear":
-            self.solution = solution = solve(problem, self.C, svc.tol, svc.max_iter, self.solution)
+            self.solution = solution = solve(problem, self.C, svc.tol, svc.max_iter, self.solution, self.checkpoint)
             machine: Machine = problem.machine(solution)
         else:
             if self.landmarks is None:
                 rows = landmark_rows(problem, svc.n_landmarks, self.seed)
                 self.landmarks = Landmarks(rows, self.gamma, problem.dtype, problem.scale)
             kernel = NystroemProblem(problem, self.landmarks)
-            self.solution = solution = kernel.solve(self.C, 100 * svc.tol, svc.max_iter, self.solution)
+            self.solution = solution = kernel.solve(self.C, 100 * svc.tol, svc.max_iter, self.solution, self.checkpoint)
             machine = kernel.machine(solution)
         if not solution.converged.all():
             warnings.warn(
@@ -416,6 +420,36 @@ class _Trainer:
                 stacklevel=4,
             )
         return machine, solution.n_passes
+
+    def _fit_rbf(self, problem: LinearProblem) -> tuple[RbfMachine, np.ndarray]:
+        n = len(problem.codes)
+
+        def train() -> dict[str, np.ndarray]:
+            rows, weights = problem.scaled(np.arange(n)), problem.weights_of(0, n)
+            machine, n_iter = RbfMachine.fit(rows, problem.codes, weights, self.C, self.gamma, problem.scale, self.svc.cache_size)
+            return {name: getattr(machine, name) for name in RBF_ARRAYS} | {"n_iter": n_iter}
+
+        found = self.checkpoint.step(train)
+        return RbfMachine(self.gamma, problem.scale, *(found[name] for name in RBF_ARRAYS)), found["n_iter"]
+
+
+def _sizes(source, dtype, weights: np.ndarray | None, checkpoint: Checkpoint) -> tuple[int, float, float]:
+    """`row_sizes`, as a step."""
+    n_rows, mean_square, variance = checkpoint.step(lambda: {"sizes": np.array(row_sizes(source, dtype, weights))})["sizes"].tolist()
+    return int(n_rows), mean_square, variance
+
+
+def _selected(choose: Callable[[], tuple[float, float, dict]], checkpoint: Checkpoint) -> tuple[float, float, dict]:
+    """What `choose` gives, `select` with its arguments, as a step."""
+
+    def compute() -> dict[str, np.ndarray]:
+        C, gamma, tried = choose()
+        pairs = [(*(key if isinstance(key, tuple) else (key, np.nan)), accuracy) for key, accuracy in tried.items()]
+        return {"chosen": np.array([C, gamma]), "tried": np.array(pairs).reshape(-1, 3)}
+
+    found = checkpoint.step(compute)
+    tried = {(c if np.isnan(g) else (c, g)): accuracy for c, g, accuracy in found["tried"].tolist()}
+    return *found["chosen"].tolist(), tried
 
 
 def _check_weights(sample_weight: Any) -> np.ndarray | None:
