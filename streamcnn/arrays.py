@@ -15,11 +15,10 @@ import numpy as np
 from streamcnn.errors import FileError, MemoryBudgetError, ModelError
 from streamcnn.faults import step
 from streamcnn.files import replacing
+from streamcnn.h5files import creating
 from streamcnn.memory import format_bytes
 from streamcnn.system import resident_bytes
 
-# a version-3 superblock carries checksums of its own, and older h5py still reads it
-LIBVER = ("v110", "v110")
 _MAX_BYTES = 1 << 40
 _MAX_HEADER = 1 << 26
 _SMALL_FILE = 16 << 20
@@ -50,7 +49,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     text = json.dumps(header | {"sha256": array_hash(arrays)}, sort_keys=True)
-    with replacing(path, durable) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
+    with replacing(path, durable) as temporary, creating(temporary) as file:
         # a data set, not an attribute: attributes end at 64 KiB, which a thousand class names pass
         file.create_dataset("json", data=np.frombuffer(text.encode(), np.uint8), chunks=(len(text.encode()),), fletcher32=True)
         for name, array in arrays.items():
@@ -58,6 +57,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any
             chunks = _chunks(array) if array.size and array.ndim else None
             step(f"write {name} of {path.name}")
             file.create_dataset(name, data=array, chunks=chunks, fletcher32=chunks is not None)
+            file.check()
 
 
 def _chunks(array: np.ndarray) -> tuple[int, ...]:

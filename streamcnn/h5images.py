@@ -11,6 +11,7 @@ import numpy as np
 from streamcnn.arrayfiles import file_facts, first_line
 from streamcnn.errors import DataError, FileError, StreamCNNError
 from streamcnn.files import replacing
+from streamcnn.h5files import NewFile, creating
 from streamcnn.labels import encode_labels, encode_pieces, label_values
 from streamcnn.sources import PIECE_BYTES, ImageSource, check_finite, deliver, resolve_shape
 
@@ -230,7 +231,7 @@ def write_images_h5(
         # the cache keeps the chunk that two blocks share until it is full
         with (
             replacing(path) as temporary,
-            h5py.File(temporary, "w", libver=("v110", "v110"), rdcc_nbytes=4 * _WRITE_CHUNK) as file,
+            creating(temporary, rdcc_nbytes=4 * _WRITE_CHUNK) as file,
         ):
             images = file.create_dataset("images", (n_samples, *image_shape), dtype, chunks=(rows, *image_shape), fletcher32=True)
             _write_blocks(file, images, blocks)
@@ -242,7 +243,7 @@ def write_images_h5(
         raise FileError(f"{path}: cannot be written ({first_line(error)})") from error
 
 
-def _write_blocks(file: h5py.File, images: h5py.Dataset, blocks: Iterable[tuple]) -> None:
+def _write_blocks(file: NewFile, images: h5py.Dataset, blocks: Iterable[tuple]) -> None:
     done, n_samples, targets = 0, len(images), None
     for block, labels, *_ in blocks:
         stop = done + len(block)
@@ -254,6 +255,7 @@ def _write_blocks(file: h5py.File, images: h5py.Dataset, blocks: Iterable[tuple]
         if done and (labels is None) != (targets is None):
             raise DataError(f"blocks must have labels in every block or in none, the one at image {done} differs")
         images[done:stop] = block
+        file.check()
         if labels is not None:
             values = label_values(labels)
             text = values.dtype.kind == "U"

@@ -161,6 +161,7 @@ class Run:
         return network, pca, svm
 
     def _stage(self, name: str) -> AbstractContextManager[None]:
+        self.progress.check()
         return planned_stage(name, self.report, self.store, self.monitor)
 
     def _reuse(self, name: str) -> dict[str, np.ndarray] | None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from streamcnn.errors import StoreError
 from streamcnn.faults import step
+from streamcnn.h5files import NewFile
 
 HDF5_CHUNK_BYTES = 1 << 18
 _SHARD_BYTES = 1 << 25
@@ -39,7 +40,8 @@ class ShardWriter:
     of the processor time of writing (313 MB: 0.26 s, of which the copies into the system's page cache are 0.08 s).
     """
 
-    def __init__(self, file: h5py.File, n_rows: int, n_features: int, dtype):
+    def __init__(self, file: NewFile, n_rows: int, n_features: int, dtype):
+        self._file = file
         chunk = min(n_rows, hdf5_chunk_rows(n_features, np.dtype(dtype).itemsize))
         self._features = file.create_dataset(
             "features", (n_rows, n_features), dtype, chunks=(chunk, n_features), fletcher32=True, fillvalue=np.nan
@@ -82,6 +84,7 @@ class ShardWriter:
         self._stored[-4:] = np.array([fletcher32(self._stored[:-4])], "<u4").view(np.uint8)
         step("write chunk of shard")
         self._features.id.write_direct_chunk((self.filled - n_valid, 0), self._stored)
+        self._file.check()
 
     @property
     def sha256(self) -> str:

@@ -27,10 +27,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from streamcnn.arrays import LIBVER, load_arrays, save_arrays
+from streamcnn.arrays import load_arrays, save_arrays
 from streamcnn.errors import DataError, StoreError
 from streamcnn.faults import step
 from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, fsync_folder, replacing, writing
+from streamcnn.h5files import creating
 from streamcnn.memory import format_bytes
 from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows, hdf5_chunk_rows
 
@@ -257,7 +258,7 @@ class FeatureStore:
         name = f"{kind}/{shard:05d}.h5"
         self._make_folder(kind)
         with replacing(self.path / name, self.durable) as temporary:
-            with h5py.File(temporary, "w", libver=LIBVER, rdcc_nbytes=2 * HDF5_CHUNK_BYTES) as file:
+            with creating(temporary, rdcc_nbytes=2 * HDF5_CHUNK_BYTES) as file:
                 writer = ShardWriter(file, n_rows, n_features, dtype)
                 yield writer
             if writer.filled != n_rows:
@@ -303,7 +304,7 @@ class FeatureStore:
         shards = self.shards("features")
         if not shards:
             return
-        with replacing(self.path / "features.h5", self.durable) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
+        with replacing(self.path / "features.h5", self.durable) as temporary, creating(temporary) as file:
             shape = (sum(e["rows"] for e in shards), shards[0]["n_features"])
             for name, full, dtype, fill in (("features", shape, shards[0]["dtype"], np.nan), ("labels", shape[:1], "<i8", -1)):
                 layout = h5py.VirtualLayout(full, dtype)

@@ -29,7 +29,35 @@ def make_images(path: Path, n_images: int, seed: int = 0) -> Path:
     return path
 
 
-def _main(arguments: list[str], small: bool, fault: str | None, log: str | None, output: str, file_limit: int | None) -> None:
+class _Vanish:
+    """Instead of a fault: a folder is moved away at a step."""
+
+    def __init__(self, folder: Path, number: int):
+        self.folder, self.number, self.count = folder, number, 0
+
+    def reach(self, name: str) -> None:
+        self.count += 1
+        if self.count == self.number and self.folder.exists():
+            self.folder.rename(self.folder.with_name("moved away"))
+
+
+def _obey_permissions() -> None:
+    """Let root, who may write anywhere, be held to the permissions of files (Linux: without the capability DAC_OVERRIDE)."""
+    if sys.platform != "linux" or os.getuid() != 0:
+        return
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    for word in range(2):  # effective and permitted, of the first 32
+        sets[word] &= ~0b10
+    assert libc.capset(header, sets) == 0
+
+
+def _main(
+    arguments: list[str], small: bool, fault: str | None, log: str | None, output: str, file_limit: int | None, nobody: bool
+) -> None:
     from streamcnn import checkpoint, cli, faults, shards
 
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -44,7 +72,12 @@ def _main(arguments: list[str], small: bool, fault: str | None, log: str | None,
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    faults.inject(fault, log)
+    if nobody:
+        _obey_permissions()
+    if fault is not None and fault.startswith("vanish@"):
+        faults._fault = _Vanish(Path(arguments[arguments.index("--store") + 1]), int(fault.removeprefix("vanish@")))
+    else:
+        faults.inject(fault, log)
     code = cli.main(arguments)
     sys.stdout.flush()
     sys.exit(code)
@@ -61,14 +94,16 @@ class Child:
     small : bool
         Shards of 1,024 rows; each step and pass is kept in a checkpoint.
     fault, log : str or None
-        As `STREAMCNN_FAULT` and `STREAMCNN_FAULT_LOG`.
+        As `STREAMCNN_FAULT` and `STREAMCNN_FAULT_LOG`; or `vanish@N`: the folder of `--store` is moved away at step N.
     file_limit : int or None
         Bytes of a file beyond which writing fails.
+    nobody : bool
+        Held to permissions, even as root.
     """
 
-    def __init__(self, arguments, folder: Path, small: bool = True, fault=None, log=None, file_limit=None):
+    def __init__(self, arguments, folder: Path, small: bool = True, fault=None, log=None, file_limit=None, nobody=False):
         self.output = folder / f"output-{time.monotonic_ns()}.txt"
-        options = (list(map(str, arguments)), small, fault, None if log is None else str(log), str(self.output), file_limit)
+        options = (list(map(str, arguments)), small, fault, None if log is None else str(log), str(self.output), file_limit, nobody)
         self.process = CONTEXT.Process(target=_main, args=options)
         self.process.start()
 
