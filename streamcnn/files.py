@@ -87,7 +87,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 # numbers that HDF5 hides in its sentence
-_FAILURES = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO) if os.name != "nt" else (errno.ENOSPC, errno.EACCES)
+_FAILURES = [getattr(errno, name) for name in ("ENOSPC", "EFBIG", "EDQUOT", "EROFS", "EACCES", "EIO") if hasattr(errno, name)]
 
 
 def _way_out(number: int | None) -> str:

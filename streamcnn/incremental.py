@@ -47,10 +47,10 @@ def incremental_batches(n_rows: int, n_components: int, batch_size: int | None) 
 
 
 def iter_incremental(source: Rows | Batches, n_components: int, batch_size: int | None, first: int = 0) -> Iterator[np.ndarray]:
-    """Yield, from batch number `first` of `Rows`, float64 batches (rows, n_features) in one buffer, to be overwritten by whoever takes them.
+    """Yield float64 batches (rows, n_features) in one buffer, to be overwritten by whoever takes them.
 
-    Arrays and `Rows` are dealt by stripes; `Batches`, whose number of rows is not known, are recut in their own order and the
-    last one may be small.
+    Arrays and `Rows` are dealt by stripes, and the first batch is number `first`; `Batches`, whose number of rows is not known, are
+    recut in their own order and the last one may be small.
     """
     d = source.n_features
     if isinstance(source, Batches):

@@ -249,8 +249,8 @@ def fit_model(
         if nothing:
             store.delete()
         if isinstance(error, KeyboardInterrupt):
-            kept = "nothing is kept" if temporary or nothing else f"{path} keeps what is finished, resume=True (--resume) goes on from there"
-            raise KeyboardInterrupt(f"the fit was interrupted; {kept}") from None
+            kept = f"{path} keeps what is finished, and with resume=True (--resume) the same call goes on from there"
+            raise KeyboardInterrupt(f"the fit was interrupted; {'nothing is kept' if temporary or nothing else kept}") from None
         raise
     finally:
         store.close()

@@ -222,12 +222,12 @@ def solve(
     with limit_blas(problem.n_jobs if k >= _WIDE else 1):
         for first in range(0, len(positive), size):
             group = slice(first, min(first + size, len(positive)))
-            here = partial(_solve_group, problem, positive[group], C, tol, max_iter, start, group, checkpoint)
-            parts.append(checkpoint.step(lambda solve_group=here: vars(solve_group())))
+            parts.append(checkpoint.step(partial(_solve_group, problem, positive[group], C, tol, max_iter, start, group, checkpoint)))
     return LinearSolution(*(np.concatenate([part[field.name] for part in parts]) for field in fields(LinearSolution)))
 
 
-def _solve_group(problem, positive, C, tol, max_iter, start, group, checkpoint) -> LinearSolution:
+def _solve_group(problem, positive, C, tol, max_iter, start, group, checkpoint) -> dict[str, np.ndarray]:
+    """Planes of a group, as the fields of a `LinearSolution`."""
     n, k1 = len(positive), problem.source.n_features + 1
     rounding = 1e-8 if problem.dtype == np.float32 else 1e-12
     weights = np.zeros((n, k1)) if start is None else start.weights[group].copy()
@@ -266,12 +266,15 @@ def _solve_group(problem, positive, C, tol, max_iter, start, group, checkpoint) 
                     trial[c] = weights[c] + direction[c]
             if not live.any():
                 break
-            # bound now, and used before the loop goes on
-            state = weights, trial, direction, value, slope, step, passes, live
-            facts = {"number": np.array(number + 1), "start_gradient": start_gradient}
-            checkpoint.keep(lambda state=state, facts=facts: dict(zip(_STATE, state)) | facts | evaluator.to_arrays())
+            state = dict(zip(_STATE, (weights, trial, direction, value, slope, step, passes, live)))
+            state |= {"number": np.array(number + 1), "start_gradient": start_gradient}
+            checkpoint.keep(partial(_with_hessians, state, evaluator))
     assert start_gradient is not None
-    return LinearSolution(weights, value, passes, ~live, start_gradient)
+    return vars(LinearSolution(weights, value, passes, ~live, start_gradient))
+
+
+def _with_hessians(state: dict[str, np.ndarray], evaluator: "_Evaluator") -> dict[str, np.ndarray]:
+    return state | evaluator.to_arrays()
 
 
 def _newton_direction(hessian: np.ndarray, gradient: np.ndarray) -> np.ndarray:

@@ -147,10 +147,14 @@ class NystroemProblem:
                 group = slice(first, min(first + size, len(positive)))
                 weights = np.zeros((group.stop - first, width)) if start is None else start.weights[group]
                 with _Pass(self, positive[group], C) as evaluate:
-                    group_solved = partial(minimise, evaluate, weights, tol, rounding, max_iter, checkpoint)
-                    parts.append(checkpoint.step(lambda solved=group_solved: dict(zip(_FOUND, solved()))))
+                    parts.append(checkpoint.step(partial(_minimised, evaluate, weights, tol, rounding, max_iter, checkpoint)))
         weights, value, passes, converged = (np.concatenate([part[name] for part in parts]) for name in _FOUND)
         return LinearSolution(weights, value, passes, converged, np.zeros(len(weights)))
+
+
+def _minimised(*arguments) -> dict[str, np.ndarray]:
+    """What `minimise` gives, by name."""
+    return dict(zip(_FOUND, minimise(*arguments)))
 
 
 class _Pass:

@@ -256,9 +256,9 @@ class Run:
         else:
             with self._stage("pca"), self.progress.bar("pca", n * plan.stage("pca").passes, "rows", stops=False) as update:
                 pca = StreamingPCA(plan.n_components, solver=plan.pca_solver, n_jobs=self.settings.n_jobs, random_state=self.settings.seed)
-                rows = CountedRows(self._feature_rows(network), update)
-                checkpoint = self._checkpoint("pca", rows, self.progress.check)
-                pca.fit(rows, checkpoint=checkpoint)
+                features = CountedRows(self._feature_rows(network), update)
+                checkpoint = self._checkpoint("pca", features, self.progress.check)
+                pca.fit(features, checkpoint=checkpoint)
                 arrays = pca.to_arrays()
                 self.store.finish("pca", self.digests["pca"], arrays)
                 checkpoint.remove()

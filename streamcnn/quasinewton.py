@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -11,6 +12,14 @@ from streamcnn.checkpoint import Checkpoint
 STEPS = (1.0, 0.5, 0.25, 0.1, 0.03)
 HISTORY = 10
 _ARMIJO = 1e-4
+
+
+def _state(planes: list["_Plane"], passes: np.ndarray, live: np.ndarray, number: int) -> dict[str, np.ndarray]:
+    """All of a minimisation after `number` passes, as arrays; not copied."""
+    found = {"passes": passes, "live": live, "number": np.array(number)}
+    for c, plane in enumerate(planes):
+        found |= plane.to_arrays(c)
+    return found
 
 
 class _Plane:
@@ -24,10 +33,13 @@ class _Plane:
 
     def to_arrays(self, number: int) -> dict[str, np.ndarray]:
         """Everything, as arrays whose names begin with `number`; not copied."""
-        facts = np.array([self.value, self.slope, *(along for *_, along in self.pairs)])
-        pairs = {f"{name} {i:02d}": pair[place] for i, pair in enumerate(self.pairs) for place, name in enumerate(("step", "change"))}
-        now = {"weights": self.weights, "direction": self.direction, "gradient": self.gradient, "facts": facts}
-        return {f"{number} {name}": array for name, array in (now | pairs).items() if array is not None}
+        found = {"weights": self.weights, "direction": self.direction}
+        if self.gradient is not None:
+            found["gradient"] = self.gradient
+        for i, (step, change, _) in enumerate(self.pairs):
+            found |= {f"step {i:02d}": step, f"change {i:02d}": change}
+        found["facts"] = np.array([self.value, self.slope, *(along for *_, along in self.pairs)])
+        return {f"{number} {name}": array for name, array in found.items()}
 
     def go_on(self, number: int, arrays: dict[str, np.ndarray]) -> None:
         """Take what `to_arrays` gave for `number`."""
@@ -127,6 +139,5 @@ def minimise(
                 plane.direction[:] = 0
         if not live.any():
             break
-        facts = {"passes": passes, "live": live, "number": np.array(number + 1)}
-        checkpoint.keep(lambda facts=facts: facts | {k: v for c, plane in enumerate(planes) for k, v in plane.to_arrays(c).items()})
+        checkpoint.keep(partial(_state, planes, passes, live, number + 1))
     return np.stack([plane.weights for plane in planes]), np.array([plane.value for plane in planes]), passes, ~live

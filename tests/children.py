@@ -55,9 +55,7 @@ def _obey_permissions() -> None:
     assert libc.capset(header, sets) == 0
 
 
-def _main(
-    arguments: list[str], small: bool, fault: str | None, log: str | None, output: str, file_limit: int | None, nobody: bool
-) -> None:
+def _main(arguments: list[str], small: bool, fault: str | None, log: str | None, output: str, file_limit: int | None, nobody: bool) -> None:
     from streamcnn import checkpoint, cli, faults, shards
 
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -272,7 +272,7 @@ def test_interrupted_fit_resumes_to_the_same_bits(tmp_path):
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=120)
     assert child.returncode == 130, errors
-    assert "--resume continues" in errors
+    assert "with resume=True (--resume) the same call goes on from there" in errors
     assert not list((tmp_path / "m.h5.store").rglob("*.tmp"))
     assert not (tmp_path / "m.h5").exists()
     resumed = result(spawn(*arguments, "--resume", "--json"))
