@@ -1,8 +1,6 @@
 """Limited-memory quasi-Newton steps for many independent functions at once, one pass over the rows for a step of all of them."""
 
-from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -14,73 +12,69 @@ HISTORY = 10
 _ARMIJO = 1e-4
 
 
-def _state(planes: list["_Plane"], passes: np.ndarray, live: np.ndarray, number: int) -> dict[str, np.ndarray]:
-    """All of a minimisation after `number` passes, as arrays; not copied."""
-    found = {"passes": passes, "live": live, "number": np.array(number)}
-    for c, plane in enumerate(planes):
-        found |= plane.to_arrays(c)
-    return found
+class _State:
+    """n functions of D variables: the point of each, and the steps and changes of the gradient from which a direction is made.
 
+    Attributes
+    ----------
+    points, directions, gradients : ndarray of shape (n, D), float64
+    steps, changes : ndarray of shape (n, HISTORY, D), float64
+        Pair number i of a function is in place i % HISTORY.
+    alongs : ndarray of shape (n, HISTORY), float64
+        Their inner products.
+    values, slopes : ndarray of shape (n,), float64
+        At the point, and along the direction; infinity where no gradient is known yet.
+    n_pairs, n_passes : ndarray of shape (n,), int64
+    live : ndarray of shape (n,), bool
+        Not done.
+    number : ndarray of shape ()
+        Passes of all.
+    """
 
-class _Plane:
-    """One function: its point, and the steps and changes of the gradient from which a direction is made."""
+    def __init__(self, start: np.ndarray):
+        n, d = start.shape
+        self.points, self.directions, self.gradients = start.copy(), np.zeros((n, d)), np.zeros((n, d))
+        self.steps, self.changes, self.alongs = np.zeros((n, HISTORY, d)), np.zeros((n, HISTORY, d)), np.zeros((n, HISTORY))
+        self.values, self.slopes = np.full(n, np.inf), np.zeros(n)
+        self.n_pairs, self.n_passes, self.live = np.zeros(n, np.int64), np.zeros(n, np.int64), np.ones(n, bool)
+        self.number = np.array(0)
 
-    def __init__(self, weights: np.ndarray):
-        self.weights, self.direction = weights, np.zeros_like(weights)
-        self.value, self.slope = np.inf, 0.0
-        self.gradient: np.ndarray | None = None
-        self.pairs: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=HISTORY)
-
-    def to_arrays(self, number: int) -> dict[str, np.ndarray]:
-        """Everything, as arrays whose names begin with `number`; not copied."""
-        found = {"weights": self.weights, "direction": self.direction}
-        if self.gradient is not None:
-            found["gradient"] = self.gradient
-        for i, (step, change, _) in enumerate(self.pairs):
-            found |= {f"step {i:02d}": step, f"change {i:02d}": change}
-        found["facts"] = np.array([self.value, self.slope, *(along for *_, along in self.pairs)])
-        return {f"{number} {name}": array for name, array in found.items()}
-
-    def go_on(self, number: int, arrays: dict[str, np.ndarray]) -> None:
-        """Take what `to_arrays` gave for `number`."""
-        self.weights, self.direction = (arrays[f"{number} {name}"] for name in ("weights", "direction"))
-        self.gradient = arrays.get(f"{number} gradient")
-        self.value, self.slope, *alongs = arrays[f"{number} facts"].tolist()
-        for i, along in enumerate(alongs):
-            self.pairs.append((arrays[f"{number} step {i:02d}"], arrays[f"{number} change {i:02d}"], along))
-
-    def take(self, value: float, gradient: np.ndarray) -> None:
-        """Go to `weights + direction`."""
-        self.weights += self.direction
-        if self.gradient is not None:
-            change = gradient - self.gradient
-            along = float(self.direction @ change)
+    def take(self, c: int, value: float, gradient: np.ndarray) -> None:
+        """Go to point + direction."""
+        self.points[c] += self.directions[c]
+        if np.isfinite(self.values[c]):
+            change = gradient - self.gradients[c]
+            along = float(self.directions[c] @ change)
             if along > 0:
-                self.pairs.append((self.direction.copy(), change, along))
-        self.value, self.gradient = value, gradient
+                place = self.n_pairs[c] % HISTORY
+                self.steps[c, place], self.changes[c, place], self.alongs[c, place] = self.directions[c], change, along
+                self.n_pairs[c] += 1
+        self.values[c], self.gradients[c] = value, gradient
 
-    def aim(self, scaling: np.ndarray) -> None:
+    def aim(self, c: int, scaling: np.ndarray) -> None:
         """New direction: the two-loop recursion, Algorithm 7.4 of Nocedal & Wright, "Numerical Optimization" (2006)."""
-        assert self.gradient is not None
-        q, parts = self.gradient.copy(), []
-        for step, change, along in reversed(self.pairs):
+        last = int(self.n_pairs[c])
+        places = [i % HISTORY for i in range(max(0, last - HISTORY), last)]
+        pairs = [(self.steps[c, i], self.changes[c, i], float(self.alongs[c, i])) for i in places]
+        q, parts = self.gradients[c].copy(), []
+        for step, change, along in reversed(pairs):
             parts.append(step @ q / along)
             q -= parts[-1] * change
         q /= scaling
-        if self.pairs:  # of the size that the latest change of the gradient showed, (7.20) there
-            _, change, along = self.pairs[-1]
+        if pairs:  # of the size that the latest change of the gradient showed, (7.20) there
+            _, change, along = pairs[-1]
             q *= along / (change @ (change / scaling))
-        for (step, change, along), part in zip(self.pairs, reversed(parts)):
+        for (step, change, along), part in zip(pairs, reversed(parts)):
             q += (part - change @ q / along) * step
-        self.direction, self.slope = -q, -float(self.gradient @ q)
+        self.directions[c], self.slopes[c] = -q, -float(self.gradients[c] @ q)
 
-    def shorten(self, values: np.ndarray) -> None:
+    def shorten(self, c: int, values: np.ndarray) -> None:
         """Keep that part of the direction which of `values` at `STEPS` is the best."""
         steps = np.array(STEPS)
-        good = values <= self.value + _ARMIJO * steps * self.slope
+        good = values <= self.values[c] + _ARMIJO * steps * self.slopes[c]
         step = steps[np.argmin(np.where(good, values, np.inf))] if good.any() else 0.3 * steps[-1]
-        self.direction *= step
-        self.slope *= step
+        self.directions[c] *= step
+        self.slopes[c] *= step
 
 
 def minimise(
@@ -116,28 +110,23 @@ def minimise(
     converged : ndarray of shape (n,), bool
     """
     checkpoint = checkpoint or Checkpoint()
-    planes = [_Plane(point) for point in start.copy()]
-    passes, live, first = np.zeros(len(planes), np.int64), np.ones(len(planes), bool), 0
-    if (left := checkpoint.left()) is not None:
-        passes, live, first = left["passes"], left["live"], int(left["number"])
-        for number, plane in enumerate(planes):
-            plane.go_on(number, left)
-    for number in range(first, max_iter):
-        points, directions = (np.stack([getattr(plane, name) for plane in planes]) for name in ("weights", "direction"))
-        values, gradients, scaling = evaluate(points, directions)
-        passes += live
-        for c in np.flatnonzero(live):
-            plane = planes[c]
+    state = _State(start)
+    vars(state).update(checkpoint.left() or {})
+    for number in range(int(state.number), max_iter):
+        values, gradients, scaling = evaluate(state.points, state.directions)
+        state.n_passes += state.live
+        for c in np.flatnonzero(state.live).tolist():
             # at the first pass value is infinite: any point is better than none
-            if not values[0, c] <= plane.value + _ARMIJO * plane.slope + rounding * abs(plane.value):
-                plane.shorten(values[:, c])
+            if not values[0, c] <= state.values[c] + _ARMIJO * state.slopes[c] + rounding * abs(state.values[c]):
+                state.shorten(c, values[:, c])
                 continue
-            plane.take(float(values[0, c]), gradients[c])
-            plane.aim(scaling[c])
-            if -plane.slope / 2 <= tol * plane.value:
-                live[c] = False
-                plane.direction[:] = 0
-        if not live.any():
+            state.take(c, float(values[0, c]), gradients[c])
+            state.aim(c, scaling[c])
+            if -state.slopes[c] / 2 <= tol * state.values[c]:
+                state.live[c] = False
+                state.directions[c] = 0
+        if not state.live.any():
             break
-        checkpoint.keep(partial(_state, planes, passes, live, number + 1))
-    return np.stack([plane.weights for plane in planes]), np.array([plane.value for plane in planes]), passes, ~live
+        state.number = np.array(number + 1)
+        checkpoint.keep(lambda: vars(state))
+    return state.points, state.values, state.n_passes, ~state.live
