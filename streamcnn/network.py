@@ -324,7 +324,7 @@ class Network:
 
     def transform(self, images: np.ndarray, buffers: dict[str, np.ndarray], kernels) -> np.ndarray:
         """Feature rows (n, n_features) float32 of images (n, height, width, channels): a view of a buffer, valid until the next call."""
-        last = self._output(len(self.geometry), len(images), buffers, kernels)
+        last = buffers[f"layer {len(self.geometry)} output"][: len(images)]
         self._convolve(images, buffers, kernels, last)
         return last.reshape(len(images), -1)
 

@@ -18,7 +18,7 @@ from streamcnn.kernels.jit import by_type, flat, jit, run_workers
 from streamcnn.kernels.jit import pending_bytes as pending_of
 from streamcnn.kernels.pixels import KERNELS as PIXEL_KERNELS
 from streamcnn.kernels.pixels import contrast_scratch, local_contrast, log, standardize
-from streamcnn.kernels.simd import choose_tile, convolve, deinterleave, interleave, tile_shape
+from streamcnn.kernels.simd import choose_tile, convolve, copy, deinterleave, interleave, tile_shape
 
 __all__ = ["WRITES_HALF", "contrast_scratch", "conv_lanes", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
 
@@ -210,8 +210,7 @@ def _interleave_run(images, starts, offset, count, buffer, at, span, tile):
     """`count` consecutive elements of each of `span` images, one or as many as lanes."""
     lanes = tile_shape(tile)[2]
     if span == 1:
-        for i in range(count):
-            buffer[at + i] = images[starts[0] + offset + i]
+        copy(images, starts[0] + offset, buffer, at, count)
         return
     if count < lanes:
         for i in range(count):
@@ -243,8 +242,7 @@ def _deinterleave_row(buffer, at, out, starts, count, n_lanes, tile):
 def _copy_cells(buffer, at, padded, out, start, size, run):
     """`size` outputs, of which each `run` lies at the front of `padded` numbers."""
     for k in range(size // run):
-        for i in range(run):
-            out[start + k * run + i] = buffer[at + k * padded + i]
+        copy(buffer, at + k * padded, out, start + k * run, run)
 
 
 @jit(cache=False)

@@ -159,6 +159,24 @@ def deinterleave(typingctx, buffer, at, out, starts, offset, n_lanes, tile):
 
 
 @intrinsic
+def copy(typingctx, source, start, target, at, count):
+    """`source[start : start + count]`, uint8 or float32, to `target[at : at + count]`, float32.
+
+    A loop in numba asks of each index whether it is negative, and so moves one number at a time: slower than to interleave (measured).
+    """
+
+    def generate(context, builder, signature, args):
+        e = _Emitter(context, builder, signature, args, 1)
+        source_, target_ = e.at(e.data(0), args[1]), e.at(e.data(2), args[3])
+        with cgutils.for_range(builder, args[4]) as loop:
+            value = builder.load(e.at(source_, loop.index))
+            builder.store(value if source.dtype == target.dtype else builder.uitofp(value, _F32), e.at(target_, loop.index))
+        return context.get_dummy_value()
+
+    return types.void(source, start, target, at, count), generate
+
+
+@intrinsic
 def convolve(
     typingctx, buffer, taps, places, scales, weights, bias, cells, n_vectors, spare, split, activation, threshold, pool, by_filter, tile
 ):
