@@ -118,7 +118,9 @@ def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, co
     span, grain = (1, lanes) if by_filter else (lanes, 1)
     pixel = channels * span
     wide_row = (width + 2 * padding) * pixel
-    # a block of images that lie interleaved is read as one image of all their channels
+    # interleaved images are read as they lie; where they need padding, a block of them is an image of all their channels
+    as_it_lies = in_blocks and padding == 0
+    source, target = floats if as_it_lies else buffer, out if out_blocks else buffer
     read = 1 if in_blocks else span
     depth = pixel // read
     taps = np.empty(n_rows * n_cols * channels, np.int64)
@@ -141,9 +143,11 @@ def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, co
     starts = np.empty(lanes, np.int64)
     for item in range(n_blocks * parts * worker // n_workers, n_blocks * parts * (worker + 1) // n_workers):
         block, part = item // parts, item % parts
-        band_start = band_stop = 0
+        band_start, band_stop = (-block * height, height) if as_it_lies else (0, 0)
         for i in range(n_cell_rows * part // parts, n_cell_rows * (part + 1) // parts):
             top, bottom = row_edges[i], row_edges[i + 1]
+            if out_blocks:
+                cells = (block * n_cell_rows + i) * n_cells * cell
             y = top
             while y < bottom:
                 if (bottom - 1) * stride + n_rows > band_stop:
@@ -161,7 +165,7 @@ def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, co
                     (y, y_stop, top, bottom, band_start),
                     (stride, pixel, wide_row, n_vectors, grain, cell, activation, pool),
                     (filters_at, bias_at, cells, spare),
-                    *(col_edges, taps, threshold, buffer, tile),
+                    *(col_edges, taps, threshold, source, buffer, target, tile),
                 )
                 y = y_stop
             size = n_cells * deep
@@ -169,10 +173,7 @@ def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, co
                 starts[lane] = (min(block * span + lane, n - 1) * n_cell_rows + i) * size
             if by_filter:
                 _copy_cells(buffer, cells, n_vectors * lanes, out, starts[0], size, n_filters)
-            elif out_blocks:
-                size *= lanes
-                _copy_cells(buffer, cells, size, out, (block * n_cell_rows + i) * size, size, size)
-            else:
+            elif not out_blocks:
                 _deinterleave_row(buffer, cells, out, starts, size, min(lanes, n - block * lanes), tile)
 
 
@@ -246,7 +247,7 @@ def _copy_cells(buffer, at, padded, out, start, size, run):
 
 
 @jit(cache=False)
-def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, buffer, tile):
+def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, source, buffer, target, tile):
     """Conv rows y to y_stop of one row of cells, position after position in the order of the cells, then of the rows."""
     y, y_stop, top, bottom, band_start = rows
     stride, pixel, wide_row, n_vectors, grain, cell, activation, pool = sizes
@@ -276,7 +277,8 @@ def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, buffer, tile):
                 for vector in range(0, n_vectors, wide):
                     first = vector * grain
                     convolve(
-                        *(buffer, taps, places, scales, filters_at + first * taps.size, bias_at + first, cells + vector * lanes),
+                        *(source, buffer, target, taps, places, scales),
+                        *(filters_at + first * taps.size, bias_at + first, cells + vector * lanes),
                         *(n_vectors - vector, spare, n_vectors * lanes, activation, threshold, pool, grain == lanes, tile),
                     )
                 filled = 0

@@ -178,7 +178,7 @@ def copy(typingctx, source, start, target, at, count):
 
 @intrinsic
 def convolve(
-    typingctx, buffer, taps, places, scales, weights, bias, cells, n_vectors, spare, split, activation, threshold, pool, by_filter, tile
+    typingctx, images, buffer, out, taps, places, scales, weights, bias, cells, n_vectors, spare, split, activation, threshold, pool, by_filter, tile
 ):
     """One tile: convolve P positions by F vectors, activate, and pool into the cells.
 
@@ -186,8 +186,8 @@ def convolve(
 
     Parameters
     ----------
-    buffer : (m,) float32
-        All floats; the other integers are offsets into it.
+    images, buffer, out : (m,) float32
+        Pixels; filters and bias; cells. The other integers are offsets into them. May be the same.
     taps : (n_taps,) int64
         From a position's first pixel to the pixel of each tap, in order.
     places : (4 P,) int64
@@ -201,7 +201,7 @@ def convolve(
     n_vectors : int64
         Vectors of the tile that count.
     spare : int64
-        L floats where what does not count is written.
+        L floats of `buffer` where what does not count is written.
     split : int64
         From a filter's cell to that of its negative part.
     by_filter : boolean
@@ -211,19 +211,20 @@ def convolve(
     """
     n_positions, n_wide, lanes = _shape_of(tile)
     signature = types.void(
-        *(buffer, taps, places, scales, weights, bias, cells, n_vectors, spare, split, activation, threshold, pool, by_filter, tile)
+        *(images, buffer, out, taps, places, scales, weights, bias, cells, n_vectors, spare, split, activation, threshold, pool),
+        *(by_filter, tile),
     )
 
     def generate(context, builder, sig, args):
         e, b = _Emitter(context, builder, sig, args, lanes), builder
-        buffer_, taps_, places_, scales_ = e.data(0), e.data(1), e.data(2), e.data(3)
-        weights_, bias_, cells_, n_vectors_, spare_, split_, activation_, threshold_, pool_, by_filter_ = args[4:14]
+        images_, buffer_, out_, taps_, places_, scales_ = (e.data(i) for i in range(6))
+        weights_, bias_, cells_, n_vectors_, spare_, split_, activation_, threshold_, pool_, by_filter_ = args[6:16]
         positions, wide = range(n_positions), range(n_wide)
         # mem2reg turns these into registers
         acc = [[cgutils.alloca_once(b, e.vector) for _ in wide] for _ in positions]
 
-        pixels = [e.at(buffer_, b.load(e.at(places_, p))) for p in positions]
-        n_taps = context.make_array(sig.args[1])(context, b, args[1]).nitems
+        pixels = [e.at(images_, b.load(e.at(places_, p))) for p in positions]
+        n_taps = context.make_array(sig.args[3])(context, b, args[3]).nitems
 
         def sums(load_pixel, load_weight, size):
             """Run over the taps; a weight takes `size` floats."""
@@ -272,7 +273,7 @@ def convolve(
             """Combine the activated sums with the cells `shift` further on."""
 
             def cell(p, f):
-                return e.at(buffer_, cells_, b.load(e.at(places_, n_positions + p)), shift, f * lanes)
+                return e.at(out_, cells_, b.load(e.at(places_, n_positions + p)), shift, f * lanes)
 
             def counts(f):
                 return b.icmp_signed(">", n_vectors_, e.int(f))
