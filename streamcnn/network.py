@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -226,13 +227,13 @@ class Network:
         return shapes
 
     def _output_shape(self, number: int, n: int, kernels) -> tuple[int, ...]:
-        """Shape of what layer `number`, from 1, makes of `n` images: interleaved where the next layer wants it so.
+        """Shape of what layer `number`, from 1, makes of `n` images: interleaved where it and the next gain by that.
 
-        Grows with `n`: of chunks that fill equally many blocks, those that are interleaved are the larger ones.
+        Never larger for fewer images, as `conv_lanes` promises.
         """
         g, *following = self.geometry[number - 1 : number + 1]
-        lanes = {kernels.conv_lanes(n, each.layer.n_filters) for each in (g, *following)} if following else {1}
-        return (-(-n // max(lanes)), *g.out_shape, max(lanes)) if lanes != {1} and len(lanes) == 1 else (n, *g.out_shape)
+        lanes = min(kernels.conv_lanes(n, each.layer.n_filters) for each in (g, *following)) if following else 1
+        return (-(-n // lanes), *g.out_shape, lanes) if lanes > 1 else (n, *g.out_shape)
 
     def buffer_bytes(self, chunk_size: int, n_threads: int, kernels) -> dict[str, int]:
         """Bytes of each of those buffers."""
@@ -319,8 +320,9 @@ class Network:
         return out
 
     def _output(self, number: int, n: int, buffers: dict[str, np.ndarray], kernels) -> np.ndarray:
+        """Where layer `number` writes for `n` images."""
         shape = self._output_shape(number, n, kernels)
-        return buffers[f"layer {number} output"].reshape(-1)[: int(np.prod(shape))].reshape(shape)
+        return buffers[f"layer {number} output"].reshape(-1)[: prod(shape)].reshape(shape)
 
     def transform(self, images: np.ndarray, buffers: dict[str, np.ndarray], kernels) -> np.ndarray:
         """Feature rows (n, n_features) float32 of images (n, height, width, channels): a view of a buffer, valid until the next call."""

@@ -5,7 +5,8 @@ there: for every tile of positions all tiles of filters, straight into the poole
 image by image. Where images are so few that most lanes would idle, a register holds L filters of one image instead, and nothing is
 interleaved. Bands, tiles, lanes, workers and their shares of the work decide where a number is computed, never how.
 
-Between two layers that both interleave, images stay interleaved: see `conv_lanes`.
+Between two layers that both interleave, images stay so: the first writes its cells, and the second reads its pixels, where they lie.
+That takes 1 to 3 % less time than to write them back and interleave them again; with copies to and from scratch it was 1 % more.
 """
 
 import numpy as np
@@ -20,7 +21,17 @@ from streamcnn.kernels.pixels import KERNELS as PIXEL_KERNELS
 from streamcnn.kernels.pixels import contrast_scratch, local_contrast, log, standardize
 from streamcnn.kernels.simd import choose_tile, convolve, copy, deinterleave, interleave, tile_shape
 
-__all__ = ["WRITES_HALF", "contrast_scratch", "conv_lanes", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
+__all__ = [
+    "WRITES_HALF",
+    "contrast_scratch",
+    "conv_lanes",
+    "conv_layer",
+    "conv_scratch",
+    "local_contrast",
+    "log",
+    "pending_bytes",
+    "standardize",
+]
 
 WRITES_HALF = False
 
@@ -49,8 +60,8 @@ def conv_scratch(image_shape, filters_shape, out_shape, padding: int, tile: np.n
 
 
 def conv_lanes(n: int, n_filters: int, tile: np.ndarray = TILE) -> int:
-    """Images that lie side by side in a register when `conv_layer` convolves `n` of them with so many filters; see the package."""
-    _, _, lanes = tile.dtype["accumulators"].shape
+    """Lanes where registers hold images and one is full, else 1; see the package. Less than a block would take more memory."""
+    lanes = tile.dtype["accumulators"].shape[2]
     return lanes if n >= lanes and not _by_filter(n, n_filters, tile) else 1
 
 
@@ -118,11 +129,11 @@ def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, co
     span, grain = (1, lanes) if by_filter else (lanes, 1)
     pixel = channels * span
     wide_row = (width + 2 * padding) * pixel
-    # interleaved images are read as they lie; where they need padding, a block of them is an image of all their channels
-    as_it_lies = in_blocks and padding == 0
-    source, target = floats if as_it_lies else buffer, out if out_blocks else buffer
+    # to whoever reads it, a block of images that lie interleaved is one image of all their channels
     read = 1 if in_blocks else span
     depth = pixel // read
+    in_place = in_blocks and padding == 0
+    source, target = floats if in_place else buffer, out if out_blocks else buffer
     taps = np.empty(n_rows * n_cols * channels, np.int64)
     for row in range(n_rows):
         for i in range(n_cols * channels):
@@ -143,7 +154,7 @@ def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, co
     starts = np.empty(lanes, np.int64)
     for item in range(n_blocks * parts * worker // n_workers, n_blocks * parts * (worker + 1) // n_workers):
         block, part = item // parts, item % parts
-        band_start, band_stop = (-block * height, height) if as_it_lies else (0, 0)
+        band_start, band_stop = (-block * height, height) if in_place else (0, 0)
         for i in range(n_cell_rows * part // parts, n_cell_rows * (part + 1) // parts):
             top, bottom = row_edges[i], row_edges[i + 1]
             if out_blocks:
@@ -278,8 +289,8 @@ def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, source, buffer, tar
                     first = vector * grain
                     convolve(
                         *(source, buffer, target, taps, places, scales),
-                        *(filters_at + first * taps.size, bias_at + first, cells + vector * lanes),
-                        *(n_vectors - vector, spare, n_vectors * lanes, activation, threshold, pool, grain == lanes, tile),
+                        (filters_at + first * taps.size, bias_at + first, cells + vector * lanes, spare),
+                        *(n_vectors - vector, n_vectors * lanes, activation, threshold, pool, grain == lanes, tile),
                     )
                 filled = 0
 

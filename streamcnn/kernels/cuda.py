@@ -31,7 +31,17 @@ from streamcnn.kernels.cudapixels import (
 from streamcnn.kernels.half import KERNELS as HALF_KERNELS
 from streamcnn.kernels.jit import pending_bytes as pending_of
 
-__all__ = ["WRITES_HALF", "contrast_scratch", "conv_lanes", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
+__all__ = [
+    "WRITES_HALF",
+    "contrast_scratch",
+    "conv_lanes",
+    "conv_layer",
+    "conv_scratch",
+    "local_contrast",
+    "log",
+    "pending_bytes",
+    "standardize",
+]
 
 WRITES_HALF = True
 # threads x what each computes; `taps` is chosen for the layer
@@ -80,7 +90,7 @@ def conv_scratch(image_shape, filters_shape, out_shape, padding: int) -> int:
 
 
 def conv_lanes(n: int, n_filters: int) -> int:
-    """One: every image lies by itself; see the package."""
+    """1: images lie as they are; see the package."""
     return 1
 
 

@@ -9,7 +9,17 @@ import numpy as np
 
 from streamcnn.kernels import ACTIVATIONS, POOLS
 
-__all__ = ["WRITES_HALF", "contrast_scratch", "conv_lanes", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
+__all__ = [
+    "WRITES_HALF",
+    "contrast_scratch",
+    "conv_lanes",
+    "conv_layer",
+    "conv_scratch",
+    "local_contrast",
+    "log",
+    "pending_bytes",
+    "standardize",
+]
 
 WRITES_HALF = False
 
@@ -20,7 +30,7 @@ def conv_scratch(image_shape, filters_shape, out_shape, padding: int) -> int:
 
 
 def conv_lanes(n: int, n_filters: int) -> int:
-    """One: every image lies by itself; see the package."""
+    """1: images lie as they are; see the package."""
     return 1
 
 

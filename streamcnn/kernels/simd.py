@@ -177,9 +177,7 @@ def copy(typingctx, source, start, target, at, count):
 
 
 @intrinsic
-def convolve(
-    typingctx, images, buffer, out, taps, places, scales, weights, bias, cells, n_vectors, spare, split, activation, threshold, pool, by_filter, tile
-):
+def convolve(typingctx, images, buffer, out, taps, places, scales, ats, n_vectors, split, activation, threshold, pool, by_filter, tile):
     """One tile: convolve P positions by F vectors, activate, and pool into the cells.
 
     A vector holds one filter for L images, whose pixels are interleaved; or, `by_filter`, L filters for one image as it is.
@@ -187,7 +185,7 @@ def convolve(
     Parameters
     ----------
     images, buffer, out : (m,) float32
-        Pixels; filters and bias; cells. The other integers are offsets into them. May be the same.
+        Of pixels, of filters and bias, of cells; any of them may be one array. The other integers are offsets into them.
     taps : (n_taps,) int64
         From a position's first pixel to the pixel of each tap, in order.
     places : (4 P,) int64
@@ -195,13 +193,11 @@ def convolve(
         one cell (entry 0) and the number of positions that count (entry 1).
     scales : (P,) float32
         What the cell is multiplied by after the position is added.
-    weights, bias, cells : int64
-        Of the tile's first filter; `weights` are (n_taps, F) or, by filter, (n_taps, F L); the cell of position p begins at
-        `cells + places[P + p]`.
+    ats : tuple of int64
+        Weights, bias and cells of the tile's first filter, and L floats of `buffer` where what does not count is written; weights are
+        (n_taps, F) or, by filter, (n_taps, F L); the cell of position p begins at `cells + places[P + p]`.
     n_vectors : int64
         Vectors of the tile that count.
-    spare : int64
-        L floats of `buffer` where what does not count is written.
     split : int64
         From a filter's cell to that of its negative part.
     by_filter : boolean
@@ -210,15 +206,13 @@ def convolve(
     threshold : float32
     """
     n_positions, n_wide, lanes = _shape_of(tile)
-    signature = types.void(
-        *(images, buffer, out, taps, places, scales, weights, bias, cells, n_vectors, spare, split, activation, threshold, pool),
-        *(by_filter, tile),
-    )
+    signature = types.void(images, buffer, out, taps, places, scales, ats, n_vectors, split, activation, threshold, pool, by_filter, tile)
 
     def generate(context, builder, sig, args):
         e, b = _Emitter(context, builder, sig, args, lanes), builder
         images_, buffer_, out_, taps_, places_, scales_ = (e.data(i) for i in range(6))
-        weights_, bias_, cells_, n_vectors_, spare_, split_, activation_, threshold_, pool_, by_filter_ = args[6:16]
+        weights_, bias_, cells_, spare_ = cgutils.unpack_tuple(builder, args[6])
+        n_vectors_, split_, activation_, threshold_, pool_, by_filter_ = args[7:13]
         positions, wide = range(n_positions), range(n_wide)
         # mem2reg turns these into registers
         acc = [[cgutils.alloca_once(b, e.vector) for _ in wide] for _ in positions]
