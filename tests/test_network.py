@@ -146,7 +146,7 @@ def layer_by_layer(network, images):
 def test_layers_that_hand_on_interleaved_images_have_the_bits_of_each_by_itself(activation, pool, padding, tile):
     """Three layers in one buffer of the largest chunk, whatever it held: one image, a block, one less and more, and a ragged end."""
     lanes = tile.dtype["accumulators"].shape[2]
-    kernels = SimpleNamespace(**{name: partial(getattr(CPU, name), tile=tile) for name in ("conv_lanes", "conv_layer", "conv_scratch")})
+    kernels = of_tile(tile)
     options = {"filters": "random", "activation": activation, "pool": pool, "threshold": 0.2, "padding": padding}
     layers = [
         ConvLayer(5, 3, pool_size=2, **options),
@@ -163,6 +163,24 @@ def test_layers_that_hand_on_interleaved_images_have_the_bits_of_each_by_itself(
             buffer.fill(np.nan)
         rows = network.transform(images[-n:], buffers, kernels)
         assert np.array_equal(bits(rows), bits(expected[-n:])), n
+
+
+def of_tile(tile):
+    """The CPU's kernels with another tile."""
+    return SimpleNamespace(**{name: partial(getattr(CPU, name), tile=tile) for name in ("conv_lanes", "conv_layer", "conv_scratch")})
+
+
+def test_images_are_handed_on_interleaved_only_where_both_layers_gain():
+    """Of 17 images in lanes of 16 a layer of 64 filters takes each by itself, one of 4 does not; of 32 both are interleaved."""
+    network = Network(resolve_layers([ConvLayer(n, 3, pool=None) for n in (4, 64, 4)], (8, 7, 1)), ())
+
+    def outputs(chunk):
+        return list(network.buffer_shapes(chunk, 2, of_tile(TILES[0])).values())[:3]
+
+    assert outputs(15) == [(15, 6, 5, 4), (15, 4, 3, 64), (15, 2, 1, 4)]
+    assert outputs(17) == [(17, 6, 5, 4), (17, 4, 3, 64), (17, 2, 1, 4)]
+    assert outputs(31) == [(31, 6, 5, 4), (31, 4, 3, 64), (31, 2, 1, 4)]
+    assert outputs(32) == [(2, 6, 5, 4, 16), (2, 4, 3, 64, 16), (32, 2, 1, 4)]
 
 
 def test_seed_decides_the_filters():
