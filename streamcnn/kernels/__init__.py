@@ -19,8 +19,8 @@ conv_layer(images, filters, bias, stride, padding, activation, threshold, pool, 
     - out : (n, len(row_edges) - 1, len(col_edges) - 1, K, or 2 K for split) float32, C-contiguous; with `WRITES_HALF` also
       float16: then each number is rounded as `half.narrow` does, and the result is false when one of them is not finite
 
-    `images` float32 and `out` float32 may each also be interleaved by the kernel's L lanes: (ceil(n / L), H, W, C, L), where image
-    b L + l is [b, ..., l], and n is the images of the other one where that is not interleaved. Lanes beyond image n have no meaning.
+    Where `conv_lanes` can be L > 1, `images` and `out`, both float32, may each be interleaved: (ceil(n / L), H, W, C, L), with image
+    b L + l at [b, ..., l] and anything in lanes beyond the last image. The other array tells n, or all lanes count.
 
     NaN in a window is NaN in its cell. The bits of a cell follow from its own image alone: one float32 accumulator started at
     the bias, fused multiply-adds in the order (row, column, channel) of the filter, then a sequential sum or maximum over the
