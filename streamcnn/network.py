@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -218,12 +219,21 @@ class Network:
         shapes: dict[str, tuple[int, ...]] = {}
         if self.steps:
             shapes["preprocessed images"] = (chunk_size, *self.image_shape)
-        for number, g in enumerate(self.geometry, start=1):
-            shapes[f"layer {number} output"] = (chunk_size, *g.out_shape)
+        for number in range(1, len(self.geometry) + 1):
+            shapes[f"layer {number} output"] = self._output_shape(number, chunk_size, kernels)
         scratch = [kernels.conv_scratch(g.in_shape, g.filters_shape, g.out_shape, g.layer.padding) for g in self.geometry]
         scratch.append(preprocess.scratch(self.steps, self.image_shape, kernels))
         shapes["kernel scratch"] = (n_threads, max(scratch))
         return shapes
+
+    def _output_shape(self, number: int, n: int, kernels) -> tuple[int, ...]:
+        """Shape of what layer `number`, from 1, makes of `n` images: interleaved where it and the next gain by that.
+
+        Never larger for fewer images, as `conv_lanes` promises.
+        """
+        g, *following = self.geometry[number - 1 : number + 1]
+        lanes = min(kernels.conv_lanes(n, each.layer.n_filters) for each in (g, *following)) if following else 1
+        return (-(-n // lanes), *g.out_shape, lanes) if lanes > 1 else (n, *g.out_shape)
 
     def buffer_bytes(self, chunk_size: int, n_threads: int, kernels) -> dict[str, int]:
         """Bytes of each of those buffers."""
@@ -309,6 +319,11 @@ class Network:
         preprocess.apply(self.steps, images, buffers["kernel scratch"], out, kernels)
         return out
 
+    def _output(self, number: int, n: int, buffers: dict[str, np.ndarray], kernels) -> np.ndarray:
+        """Where layer `number` writes for `n` images."""
+        shape = self._output_shape(number, n, kernels)
+        return buffers[f"layer {number} output"].reshape(-1)[: prod(shape)].reshape(shape)
+
     def transform(self, images: np.ndarray, buffers: dict[str, np.ndarray], kernels) -> np.ndarray:
         """Feature rows (n, n_features) float32 of images (n, height, width, channels): a view of a buffer, valid until the next call."""
         last = buffers[f"layer {len(self.geometry)} output"][: len(images)]
@@ -326,7 +341,7 @@ class Network:
         """All layers, the last one into `last`; what its kernel returns."""
         x, result = self._preprocessed(images, buffers, kernels), True
         for number, (g, filters) in enumerate(zip(self.geometry, self.filters), start=1):
-            out = last if number == len(self.geometry) else buffers[f"layer {number} output"][: len(images)]
+            out = last if number == len(self.geometry) else self._output(number, len(images), buffers, kernels)
             result = kernels.conv_layer(
                 *(x, filters, np.zeros(len(filters), np.float32), g.layer.stride, g.layer.padding),
                 *(ACTIVATIONS[g.layer.activation], g.layer.threshold, POOLS[g.layer.pool or "mean"], g.row_edges, g.col_edges),

@@ -10,7 +10,9 @@ import numpy as np
 
 from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, naive
 from streamcnn.kernels.half import narrow
+from streamcnn.kernels.simd import make_tile
 
+TILES = [make_tile(4, 4, 16), make_tile(2, 6, 8), make_tile(2, 4, 4)]
 EPS = float(np.finfo(np.float32).eps)
 
 

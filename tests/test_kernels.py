@@ -8,17 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conv_cases import CASES, EPS, agree, bits, edges_of, for_simulator, grid, make, run, windows
+from conv_cases import CASES, EPS, TILES, agree, bits, edges_of, for_simulator, grid, make, run, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import correlate
 
 from streamcnn.errors import ParameterError
 from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, empty_lines, get_kernels, jit, naive
-from streamcnn.kernels.simd import make_tile
-
-TILES = [make_tile(4, 4, 16), make_tile(2, 6, 8), make_tile(2, 4, 4)]
-
 
 # --- the reference ---------------------------------------------------------------------------------------------------------------
 
@@ -218,6 +214,55 @@ def test_one_image_at_a_time_has_the_bits_of_many(name):
     many = run(cpu, images, *arrays[1:], **options)
     for i in range(min(len(arrays[0]), 2)):
         assert np.array_equal(bits(run(cpu, images[i : i + 1], *arrays[1:], **options)), bits(many[i : i + 1]))
+
+
+def interleaved(images, lanes):
+    """Images (n, H, W, C) as (blocks, H, W, C, lanes), float32; NaN in the lanes beyond the last image."""
+    room = np.full((-(-len(images) // lanes) * lanes, *images.shape[1:]), np.nan, np.float32)
+    room[: len(images)] = images
+    return np.ascontiguousarray(np.moveaxis(room.reshape(-1, lanes, *images.shape[1:]), 1, -1))
+
+
+class Interleaving:
+    """The CPU's kernels, where `conv_layer` reads or writes interleaved images between guard values, or both."""
+
+    conv_scratch = staticmethod(cpu.conv_scratch)
+
+    def __init__(self, reads, writes):
+        self.reads, self.writes = reads, writes
+
+    def conv_layer(self, images, *others, tile):
+        *others, out = others
+        lanes = tile.dtype["accumulators"].shape[2]
+        images = interleaved(images, lanes) if self.reads else images
+        blocks = interleaved(out, lanes) if self.writes else out
+        room = np.full(blocks.size + 64, 7.25, np.float32)
+        inner = room[32:-32].reshape(blocks.shape)
+        cpu.conv_layer(images, *others, inner, tile=tile)
+        assert (room[:32] == 7.25).all() and (room[-32:] == 7.25).all()
+        out[:] = np.moveaxis(inner, -1, 1).reshape(-1, *out.shape[1:])[: len(out)] if self.writes else inner
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_interleaved_images_have_the_bits_of_others(name):
+    """Read, written or both as blocks of as many images as lanes; nothing is made of lanes without image, or written beside the blocks."""
+    (images, filters, bias), options = CASES[name]
+    expected = bits(run(cpu, images, filters, bias, **options))
+    for tile, (reads, writes) in product(TILES, ((True, False), (False, True), (True, True))):
+        out = run(Interleaving(reads, writes), images, filters, bias, tile=tile, **options)
+        assert np.array_equal(bits(out), expected), (reads, writes)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_larger_chunks_of_equally_many_blocks_are_interleaved(tile):
+    """So the room for the largest chunk is enough for every smaller one; less than a block is never interleaved."""
+    lanes = tile.dtype["accumulators"].shape[2]
+    for n_filters in (1, 4, 16, 17, 64, 100, 1000):
+        assert {cpu.conv_lanes(n, n_filters, tile) for n in range(1, lanes)} == {1}
+        for first in range(lanes, 5 * lanes, lanes):
+            found = [cpu.conv_lanes(n, n_filters, tile) for n in range(first + 1, first + lanes + 1)]
+            assert found == sorted(found) and found[-1] == lanes
+    assert naive.conv_lanes(1000, 64) == 1
 
 
 def test_buffers_start_at_a_cache_line():

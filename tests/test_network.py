@@ -1,9 +1,12 @@
 """Layers: shape arithmetic, filters as finally used, chunks to rows."""
 
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conv_cases import TILES, bits, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +14,7 @@ from streamcnn import features
 from streamcnn.errors import DataError, FilterBankError, ParameterError
 from streamcnn.filters import filter_similarity
 from streamcnn.images import open_images
-from streamcnn.kernels import get_kernels
+from streamcnn.kernels import ACTIVATIONS, POOLS, get_kernels
 from streamcnn.network import ConvLayer, Network, layer_from_dict, resolve_layer, resolve_layers, round_features
 
 CPU = get_kernels("cpu")
@@ -125,6 +128,59 @@ def test_chunking_and_threads_never_change_a_bit(chunk, threads):
     """Any chunk size and thread count give the same bits."""
     network = drawn(steps=("standardize", "local_contrast"))
     np.testing.assert_array_equal(rows_of(network, IMAGES, chunk, threads), rows_of(network, IMAGES, 16, 2))
+
+
+def layer_by_layer(network, images):
+    """Rows by one call a layer, of images that lie as they are."""
+    for g, filters in zip(network.geometry, network.filters):
+        layer, edges = g.layer, (lambda _, g=g: g.row_edges, lambda _, g=g: g.col_edges)
+        codes = {"activation": layer.activation, "threshold": layer.threshold, "pool": layer.pool or "mean", "edges": edges}
+        images = run(CPU, images, filters, np.zeros(len(filters), np.float32), stride=layer.stride, padding=layer.padding, **codes)
+    return images.reshape(len(images), -1)
+
+
+@pytest.mark.parametrize("tile", TILES, ids=lambda tile: str(tile.dtype["accumulators"].shape))
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("pool", [*POOLS, None])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_layers_that_hand_on_interleaved_images_have_the_bits_of_each_by_itself(activation, pool, padding, tile):
+    """Three layers in one buffer of the largest chunk, whatever it held: one image, a block, one less and more, and a ragged end."""
+    lanes = tile.dtype["accumulators"].shape[2]
+    kernels = of_tile(tile)
+    options = {"filters": "random", "activation": activation, "pool": pool, "threshold": 0.2, "padding": padding}
+    layers = [
+        ConvLayer(5, 3, pool_size=2, **options),
+        ConvLayer(6, 2, pool_grid=(3, 2), **options),
+        ConvLayer(7, 2, pool_size=1, **options),
+    ]
+    images = np.resize(IMAGES, (2 * lanes + 3, *IMAGES.shape[1:]))
+    network = drawn(layers)
+    expected = layer_by_layer(network, images)
+    buffers = network.allocate(len(images), 2, kernels)
+    assert [b.ndim for b in buffers.values()] == [5, 5, 4, 2]
+    for n in (1, lanes - 1, lanes, lanes + 1, len(images)):
+        for buffer in buffers.values():
+            buffer.fill(np.nan)
+        rows = network.transform(images[-n:], buffers, kernels)
+        assert np.array_equal(bits(rows), bits(expected[-n:])), n
+
+
+def of_tile(tile):
+    """The CPU's kernels with another tile."""
+    return SimpleNamespace(**{name: partial(getattr(CPU, name), tile=tile) for name in ("conv_lanes", "conv_layer", "conv_scratch")})
+
+
+def test_images_are_handed_on_interleaved_only_where_both_layers_gain():
+    """Of 17 images in lanes of 16 a layer of 64 filters takes each by itself, one of 4 does not; of 32 both are interleaved."""
+    network = Network(resolve_layers([ConvLayer(n, 3, pool=None) for n in (4, 64, 4)], (8, 7, 1)), ())
+
+    def outputs(chunk):
+        return list(network.buffer_shapes(chunk, 2, of_tile(TILES[0])).values())[:3]
+
+    assert outputs(15) == [(15, 6, 5, 4), (15, 4, 3, 64), (15, 2, 1, 4)]
+    assert outputs(17) == [(17, 6, 5, 4), (17, 4, 3, 64), (17, 2, 1, 4)]
+    assert outputs(31) == [(31, 6, 5, 4), (31, 4, 3, 64), (31, 2, 1, 4)]
+    assert outputs(32) == [(2, 6, 5, 4, 16), (2, 4, 3, 64, 16), (32, 2, 1, 4)]
 
 
 def test_seed_decides_the_filters():

@@ -19,9 +19,16 @@ conv_layer(images, filters, bias, stride, padding, activation, threshold, pool, 
     - out : (n, len(row_edges) - 1, len(col_edges) - 1, K, or 2 K for split) float32, C-contiguous; with `WRITES_HALF` also
       float16: then each number is rounded as `half.narrow` does, and the result is false when one of them is not finite
 
+    Where `conv_lanes` can be L > 1, `images` and `out`, both float32, may each be interleaved: (ceil(n / L), H, W, C, L), with image
+    b L + l at [b, ..., l] and anything in lanes beyond the last image. The other array tells n, or all lanes count.
+
     NaN in a window is NaN in its cell. The bits of a cell follow from its own image alone: one float32 accumulator started at
     the bias, fused multiply-adds in the order (row, column, channel) of the filter, then a sequential sum or maximum over the
     window in row-major order, times float32(1 / count) for the mean. (`naive` computes in float64 and rounds once.)
+
+conv_lanes(n, n_filters) -> int
+    L where `conv_layer` with so many images and filters gains by interleaved ones, else 1: they are to lie as they are. Of the n that
+    fill equally many blocks, it is L for the larger ones. Always 1 in `naive` and `cuda`, which know no interleaved images.
 
 conv_scratch(image_shape, filters_shape, out_shape, padding) -> int
     float32 numbers of scratch per worker; shapes without the sample axis.

@@ -31,7 +31,17 @@ from streamcnn.kernels.cudapixels import (
 from streamcnn.kernels.half import KERNELS as HALF_KERNELS
 from streamcnn.kernels.jit import pending_bytes as pending_of
 
-__all__ = ["WRITES_HALF", "contrast_scratch", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
+__all__ = [
+    "WRITES_HALF",
+    "contrast_scratch",
+    "conv_lanes",
+    "conv_layer",
+    "conv_scratch",
+    "local_contrast",
+    "log",
+    "pending_bytes",
+    "standardize",
+]
 
 WRITES_HALF = True
 # threads x what each computes; `taps` is chosen for the layer
@@ -77,6 +87,11 @@ def conv_memory(image_shape, itemsize: int, filters_shape, out_shape) -> tuple[i
 def conv_scratch(image_shape, filters_shape, out_shape, padding: int) -> int:
     """float32 numbers of page-locked host memory per host thread: a few MiB, or what one image and its results need."""
     return host_floats(int(np.prod(image_shape)), int(np.prod(out_shape)))
+
+
+def conv_lanes(n: int, n_filters: int) -> int:
+    """1: images lie as they are; see the package."""
+    return 1
 
 
 def conv_layer(

@@ -159,17 +159,33 @@ def deinterleave(typingctx, buffer, at, out, starts, offset, n_lanes, tile):
 
 
 @intrinsic
-def convolve(
-    typingctx, buffer, taps, places, scales, weights, bias, cells, n_vectors, spare, split, activation, threshold, pool, by_filter, tile
-):
+def copy(typingctx, source, start, target, at, count):
+    """`source[start : start + count]`, uint8 or float32, to `target[at : at + count]`, float32.
+
+    A loop in numba asks of each index whether it is negative, and so moves one number at a time: slower than to interleave (measured).
+    """
+
+    def generate(context, builder, signature, args):
+        e = _Emitter(context, builder, signature, args, 1)
+        source_, target_ = e.at(e.data(0), args[1]), e.at(e.data(2), args[3])
+        with cgutils.for_range(builder, args[4]) as loop:
+            value = builder.load(e.at(source_, loop.index))
+            builder.store(value if source.dtype == target.dtype else builder.uitofp(value, _F32), e.at(target_, loop.index))
+        return context.get_dummy_value()
+
+    return types.void(source, start, target, at, count), generate
+
+
+@intrinsic
+def convolve(typingctx, images, buffer, out, taps, places, scales, ats, n_vectors, split, activation, threshold, pool, by_filter, tile):
     """One tile: convolve P positions by F vectors, activate, and pool into the cells.
 
     A vector holds one filter for L images, whose pixels are interleaved; or, `by_filter`, L filters for one image as it is.
 
     Parameters
     ----------
-    buffer : (m,) float32
-        All floats; the other integers are offsets into it.
+    images, buffer, out : (m,) float32
+        Of pixels, of filters and bias, of cells; any of them may be one array. The other integers are offsets into them.
     taps : (n_taps,) int64
         From a position's first pixel to the pixel of each tap, in order.
     places : (4 P,) int64
@@ -177,13 +193,11 @@ def convolve(
         one cell (entry 0) and the number of positions that count (entry 1).
     scales : (P,) float32
         What the cell is multiplied by after the position is added.
-    weights, bias, cells : int64
-        Of the tile's first filter; `weights` are (n_taps, F) or, by filter, (n_taps, F L); the cell of position p begins at
-        `cells + places[P + p]`.
+    ats : tuple of int64
+        Weights, bias and cells of the tile's first filter, and L floats of `buffer` where what does not count is written; weights are
+        (n_taps, F) or, by filter, (n_taps, F L); the cell of position p begins at `cells + places[P + p]`.
     n_vectors : int64
         Vectors of the tile that count.
-    spare : int64
-        L floats where what does not count is written.
     split : int64
         From a filter's cell to that of its negative part.
     by_filter : boolean
@@ -192,20 +206,19 @@ def convolve(
     threshold : float32
     """
     n_positions, n_wide, lanes = _shape_of(tile)
-    signature = types.void(
-        *(buffer, taps, places, scales, weights, bias, cells, n_vectors, spare, split, activation, threshold, pool, by_filter, tile)
-    )
+    signature = types.void(images, buffer, out, taps, places, scales, ats, n_vectors, split, activation, threshold, pool, by_filter, tile)
 
     def generate(context, builder, sig, args):
         e, b = _Emitter(context, builder, sig, args, lanes), builder
-        buffer_, taps_, places_, scales_ = e.data(0), e.data(1), e.data(2), e.data(3)
-        weights_, bias_, cells_, n_vectors_, spare_, split_, activation_, threshold_, pool_, by_filter_ = args[4:14]
+        images_, buffer_, out_, taps_, places_, scales_ = (e.data(i) for i in range(6))
+        weights_, bias_, cells_, spare_ = cgutils.unpack_tuple(builder, args[6])
+        n_vectors_, split_, activation_, threshold_, pool_, by_filter_ = args[7:13]
         positions, wide = range(n_positions), range(n_wide)
         # mem2reg turns these into registers
         acc = [[cgutils.alloca_once(b, e.vector) for _ in wide] for _ in positions]
 
-        pixels = [e.at(buffer_, b.load(e.at(places_, p))) for p in positions]
-        n_taps = context.make_array(sig.args[1])(context, b, args[1]).nitems
+        pixels = [e.at(images_, b.load(e.at(places_, p))) for p in positions]
+        n_taps = context.make_array(sig.args[3])(context, b, args[3]).nitems
 
         def sums(load_pixel, load_weight, size):
             """Run over the taps; a weight takes `size` floats."""
@@ -254,7 +267,7 @@ def convolve(
             """Combine the activated sums with the cells `shift` further on."""
 
             def cell(p, f):
-                return e.at(buffer_, cells_, b.load(e.at(places_, n_positions + p)), shift, f * lanes)
+                return e.at(out_, cells_, b.load(e.at(places_, n_positions + p)), shift, f * lanes)
 
             def counts(f):
                 return b.icmp_signed(">", n_vectors_, e.int(f))
