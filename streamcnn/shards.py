@@ -26,6 +26,16 @@ def hdf5_chunk_rows(n_features: int, itemsize: int) -> int:
     return max(1, HDF5_CHUNK_BYTES // (n_features * itemsize))
 
 
+def chunk_shapes(n_rows: int, n_features: int, itemsize: int) -> tuple[tuple[int, int], tuple[int]]:
+    """Shapes of the HDF5 chunks of `features` and of `labels`. They are part of the format: `shardcheck` accepts no others."""
+    return (min(n_rows, hdf5_chunk_rows(n_features, itemsize)), n_features), (min(n_rows, _LABEL_CHUNK),)
+
+
+def rows_hash(features: str, labels: str) -> str:
+    """The hash of a shard in the manifest, from the hexadecimal SHA-256 of its feature rows and of its label codes."""
+    return hashlib.sha256((features + labels).encode()).hexdigest()
+
+
 def open_shard_bytes(n_features: int, itemsize: int) -> int:
     """Bytes that HDF5 holds for one open shard: its chunk caches and one chunk in its filter pipeline, and metadata."""
     return 4 * max(HDF5_CHUNK_BYTES, n_features * itemsize) + (1 << 20)
@@ -39,16 +49,14 @@ class ShardWriter:
     """
 
     def __init__(self, file: h5py.File, n_rows: int, n_features: int, dtype):
-        chunk = min(n_rows, hdf5_chunk_rows(n_features, np.dtype(dtype).itemsize))
-        self._features = file.create_dataset(
-            "features", (n_rows, n_features), dtype, chunks=(chunk, n_features), fletcher32=True, fillvalue=np.nan
-        )
-        self._labels = file.create_dataset("labels", (n_rows,), "<i8", chunks=(min(n_rows, _LABEL_CHUNK),), fletcher32=True, fillvalue=-1)
+        chunks, label_chunks = chunk_shapes(n_rows, n_features, np.dtype(dtype).itemsize)
+        self._features = file.create_dataset("features", (n_rows, n_features), dtype, chunks=chunks, fletcher32=True, fillvalue=np.nan)
+        self._labels = file.create_dataset("labels", (n_rows,), "<i8", chunks=label_chunks, fletcher32=True, fillvalue=-1)
         self._hash = hashlib.sha256()
         self._label_hash = hashlib.sha256()
         # one chunk as it lies in the file: rows, then checksum
-        self._stored = np.empty(chunk * n_features * np.dtype(dtype).itemsize + 4, np.uint8)
-        self._chunk = self._stored[:-4].view(dtype).reshape(chunk, n_features)
+        self._stored = np.empty(chunks[0] * n_features * np.dtype(dtype).itemsize + 4, np.uint8)
+        self._chunk = self._stored[:-4].view(dtype).reshape(chunks)
         self.filled = 0
 
     def write(self, features: np.ndarray, labels: np.ndarray | None) -> None:
@@ -82,7 +90,7 @@ class ShardWriter:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256((self._hash.hexdigest() + self._label_hash.hexdigest()).encode()).hexdigest()
+        return rows_hash(self._hash.hexdigest(), self._label_hash.hexdigest())
 
 
 class StoredRows:

@@ -13,7 +13,6 @@ the process, every shard in the manifest is complete. Each line of the manifest 
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -30,7 +29,8 @@ from streamcnn.arrays import LIBVER, load_arrays, save_arrays
 from streamcnn.errors import DataError, StoreError
 from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, fsync_folder, replacing
 from streamcnn.memory import format_bytes
-from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows, hdf5_chunk_rows
+from streamcnn.shardcheck import check_bytes, is_there, shard_errors
+from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows
 
 FORMAT, FORMAT_VERSION = "streamcnn-store", 1
 KINDS = ("features", "reduced", "added")
@@ -214,7 +214,9 @@ class FeatureStore:
     def begin(self, kind: str, *digests: str, check: bool = False) -> set[int]:
         """Drop shards of other digests (and, with `check`, damaged ones) and return the numbers of those that stay."""
         (self.path / kind).mkdir(exist_ok=True)
-        keep = [e for e in self.shards(kind, *digests) if (self._shard_error(e) is None if check else self._quick_check(e))]
+        found = self.shards(kind, *digests)
+        errors = shard_errors(self.path, found) if check else [None if is_there(self.path / e["file"], e) else "missing" for e in found]
+        keep = [e for e, error in zip(found, errors) if error is None]
         kept = {id(e) for e in keep}
         stale = [e for e in self.shards(kind) if id(e) not in kept]
         if stale:
@@ -315,34 +317,18 @@ class FeatureStore:
                 yield block[: stop - start], rows.read_labels(start, stop)
 
     # -- checking ---------------------------------------------------------------------------------------------------------
-    def _quick_check(self, entry: dict[str, Any]) -> bool:
-        path = self.path / entry["file"]
-        return path.is_file() and path.stat().st_size == entry["bytes"]
-
-    def _shard_error(self, entry: dict[str, Any]) -> str | None:
-        """What is wrong with a shard, or None: size, structure, checksums and hash, in bounded memory."""
-        if not self._quick_check(entry):
-            return "missing or of another size"
-        hashes = []
-        try:
-            with StoredRows(self.path, [entry | {"start": 0}]) as rows:
-                step = hdf5_chunk_rows(entry["n_features"], np.dtype(entry["dtype"]).itemsize)
-                for name in ("features", "labels"):
-                    digest = hashlib.sha256()
-                    for start in range(0, entry["rows"], step):
-                        digest.update(np.ascontiguousarray(rows.raw(name, start, min(start + step, entry["rows"]))).view(np.uint8).data)
-                    hashes.append(digest.hexdigest())
-        except StoreError as error:
-            return str(error)
-        return None if hashlib.sha256("".join(hashes).encode()).hexdigest() == entry["sha256"] else "contents do not match their hash"
+    def verify_bytes(self) -> dict[str, int]:
+        """Name -> bytes that `verify` takes for shards at most, on top of what the process holds after this call."""
+        return check_bytes([entry for kind in KINDS for entry in self.shards(kind)])
 
     def verify(self, memory_limit: int | None = None) -> list[str]:
         """Check every shard and stage file against checksums and hashes; returns one line per problem, none if all is well.
 
-        Shards are read in pieces, what a stage has learnt whole: a stage file that does not fit `memory_limit` (bytes of the whole
-        process) is a `MemoryBudgetError`.
+        Shards are read in pieces, on all threads; what a stage has learnt whole: a stage file that does not fit `memory_limit` (bytes of
+        the whole process) is a `MemoryBudgetError`.
         """
-        problems = [f"{e['file']}: {error}" for kind in KINDS for e in self.shards(kind) if (error := self._shard_error(e))]
+        shards = [e for kind in KINDS for e in self.shards(kind)]
+        problems = [f"{e['file']}: {error}" for e, error in zip(shards, shard_errors(self.path, shards)) if error is not None]
         for entry in self.entries:
             if "stage" in entry and entry.get("arrays", False) and self.stage_arrays(entry["stage"], entry["digest"], memory_limit) is None:
                 problems.append(f"stages/{entry['stage']}.h5: missing or damaged")
