@@ -45,18 +45,21 @@ class ShardWriter:
     """Rows of one shard in the making; see `FeatureStore.writing`.
 
     Chunks of features go to the file whole, with a checksum that is computed here: HDF5's own, and its chunk cache, took two thirds
-    of the processor time of writing (313 MB: 0.26 s, of which the copies into the system's page cache are 0.08 s).
+    of the processor time of writing (313 MB: 0.26 s, of which the copies into the system's page cache are 0.08 s). Without `checksums`,
+    which is for measuring what they cost, there is no hash either, and no reader accepts the shard.
     """
 
-    def __init__(self, file: h5py.File, n_rows: int, n_features: int, dtype):
+    def __init__(self, file: h5py.File, n_rows: int, n_features: int, dtype, checksums: bool = True):
         chunks, label_chunks = chunk_shapes(n_rows, n_features, np.dtype(dtype).itemsize)
-        self._features = file.create_dataset("features", (n_rows, n_features), dtype, chunks=chunks, fletcher32=True, fillvalue=np.nan)
-        self._labels = file.create_dataset("labels", (n_rows,), "<i8", chunks=label_chunks, fletcher32=True, fillvalue=-1)
+        self._features = file.create_dataset("features", (n_rows, n_features), dtype, chunks=chunks, fletcher32=checksums, fillvalue=np.nan)
+        self._labels = file.create_dataset("labels", (n_rows,), "<i8", chunks=label_chunks, fletcher32=checksums, fillvalue=-1)
+        self._checksums = checksums
         self._hash = hashlib.sha256()
         self._label_hash = hashlib.sha256()
         # one chunk as it lies in the file: rows, then checksum
-        self._stored = np.empty(chunks[0] * n_features * np.dtype(dtype).itemsize + 4, np.uint8)
-        self._chunk = self._stored[:-4].view(dtype).reshape(chunks)
+        n_bytes = chunks[0] * n_features * np.dtype(dtype).itemsize
+        self._stored = np.empty(n_bytes + 4 * checksums, np.uint8)
+        self._chunk = self._stored[:n_bytes].view(dtype).reshape(chunks)
         self.filled = 0
 
     def write(self, features: np.ndarray, labels: np.ndarray | None) -> None:
@@ -69,7 +72,8 @@ class ShardWriter:
             )
         codes = np.full(len(features), -1, "<i8") if labels is None else np.ascontiguousarray(labels, "<i8")
         self._labels[self.filled : stop] = codes
-        self._label_hash.update(codes.view(np.uint8).data)
+        if self._checksums:
+            self._label_hash.update(codes.view(np.uint8).data)
         done = 0
         while done < len(features):
             at = self.filled % size
@@ -83,9 +87,10 @@ class ShardWriter:
         """The chunk that ends at row `filled`, of which the last one may be filled in part."""
         from streamcnn.kernels.checksum import fletcher32  # numba is loaded by those who write or read rows only
 
-        self._hash.update(self._chunk[:n_valid].view(np.uint8).data)
         self._chunk[n_valid:] = np.nan
-        self._stored[-4:] = np.array([fletcher32(self._stored[:-4])], "<u4").view(np.uint8)
+        if self._checksums:
+            self._hash.update(self._chunk[:n_valid].view(np.uint8).data)
+            self._stored[-4:] = np.array([fletcher32(self._stored[:-4])], "<u4").view(np.uint8)
         self._features.id.write_direct_chunk((self.filled - n_valid, 0), self._stored)
 
     @property

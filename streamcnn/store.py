@@ -71,6 +71,7 @@ class FeatureStore:
     def __init__(self, path: str | Path, durable: bool = True):
         self.path = Path(path)
         self.durable = durable
+        self.checksums = True  # False only to measure what they cost
         self._lock = FolderLock(self.path)
         if not self.path.is_dir():
             raise StoreError(f"{self.path}: no such folder")
@@ -236,7 +237,7 @@ class FeatureStore:
         name = f"{kind}/{shard:05d}.h5"
         with replacing(self.path / name, self.durable) as temporary:
             with h5py.File(temporary, "w", libver=LIBVER, rdcc_nbytes=2 * HDF5_CHUNK_BYTES) as file:
-                writer = ShardWriter(file, n_rows, n_features, dtype)
+                writer = ShardWriter(file, n_rows, n_features, dtype, self.checksums)
                 yield writer
             if writer.filled != n_rows:
                 raise StoreError(f"{self.path / name}: {writer.filled} of {n_rows} rows were written")
