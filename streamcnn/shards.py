@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from streamcnn.errors import StoreError
+from streamcnn.forking import ThreadLock, tell_child
 
 HDF5_CHUNK_BYTES = 1 << 18
 _SHARD_BYTES = 1 << 25
@@ -99,7 +100,7 @@ class ShardWriter:
 
 
 class StoredRows:
-    """Rows in shards, read from any place; one shard is open at a time. See `rows.Rows`."""
+    """Rows in shards, read from any place and by any thread; one shard is open at a time. See `rows.Rows`."""
 
     def __init__(self, folder: Path, shards: list[dict[str, Any]]):
         self._folder, self._shards = folder, shards
@@ -109,6 +110,13 @@ class StoredRows:
         self._file: h5py.File | None = None
         self._open_name = ""
         self._buffer = np.empty(0, np.float16)
+        self._reading = ThreadLock()
+        tell_child(self)
+
+    def after_fork(self) -> None:
+        """See `forking.tell_child`."""
+        self._reading = ThreadLock()
+        self.close()
 
     def __enter__(self):
         return self
@@ -149,12 +157,17 @@ class StoredRows:
         """A copy of `features` or `labels` as stored."""
         entries = list(self._pieces(start, stop))
         try:
-            return np.concatenate([self._dataset(entry, name)[first:last] for entry, first, last, _ in entries])
+            with self._reading:
+                return np.concatenate([self._dataset(entry, name)[first:last] for entry, first, last, _ in entries])
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise StoreError(f"{self._folder / entries[0][0]['file']}: {name} cannot be read ({error})") from error
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         """Fill `out[:stop - start]` (float32 (m, n_features)) with rows `start` to `stop`."""
+        with self._reading:  # one file, one buffer
+            self._read(start, stop, out)
+
+    def _read(self, start: int, stop: int, out: np.ndarray) -> None:
         from streamcnn.kernels.half import widen  # numba is loaded by those who read rows only
 
         for entry, first, last, place in self._pieces(start, stop):

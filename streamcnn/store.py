@@ -28,6 +28,7 @@ import numpy as np
 from streamcnn.arrays import LIBVER, load_arrays, save_arrays
 from streamcnn.errors import DataError, StoreError
 from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, fsync_folder, replacing
+from streamcnn.forking import tell_child
 from streamcnn.memory import format_bytes
 from streamcnn.shardcheck import check_bytes, is_there, shard_errors
 from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows
@@ -73,6 +74,7 @@ class FeatureStore:
         self.durable = durable
         self.checksums = True  # False only to measure what they cost
         self._lock = FolderLock(self.path)
+        self._locked = self._in_parent = False
         if not self.path.is_dir():
             raise StoreError(f"{self.path}: no such folder")
         self.config = self._read_config()
@@ -110,15 +112,30 @@ class FeatureStore:
         return store
 
     def lock(self) -> None:
-        """Take the store for this process and clear away what a killed one left half-written."""
+        """Take the store for this process, not for its forked children, and clear away what a killed one left half-written."""
         self._lock.acquire()
+        self._locked, self._in_parent = True, False
+        tell_child(self)
         # another process may have had it until now
         self.config, self.entries = self._read_config(), self._read_manifest()
         for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
 
+    def after_fork(self) -> None:
+        """See `forking.tell_child`: the lock stays the parent's, and is free as soon as that lets go of it."""
+        self._in_parent = self._in_parent or self._locked
+        self._lock.release()
+
+    def _check_process(self) -> None:
+        if self._in_parent:
+            raise StoreError(
+                f"{self.path} is locked by the process that this one was forked from: open the store here, by FeatureStore(path), and lock "
+                "it once that has closed it"
+            )
+
     def close(self) -> None:
         """Release the lock, if held."""
+        self._locked = False
         self._lock.release()
 
     def __enter__(self):
@@ -146,6 +163,7 @@ class FeatureStore:
         return entries
 
     def _record(self, entry: dict[str, Any]) -> None:
+        self._check_process()
         path = self.path / "manifest.jsonl"
         good = b"".join(_line(e) for e in self.entries)
         if path.exists() and path.stat().st_size != len(good):  # a torn line must not glue itself to the next
@@ -160,11 +178,13 @@ class FeatureStore:
         self.entries.append(entry)
 
     def _rewrite_manifest(self) -> None:
+        self._check_process()
         with replacing(self.path / "manifest.jsonl", self.durable) as temporary:
             temporary.write_bytes(b"".join(_line(entry) for entry in self.entries))
 
     def update_config(self, **values: Any) -> None:
         """Replace entries of `config.json`, the whole file at once."""
+        self._check_process()
         config = self.config | values
         if config != self.config:
             _write_json(self.path / "config.json", config, self.durable)
@@ -177,6 +197,7 @@ class FeatureStore:
 
     def finish(self, stage: str, digest: str, arrays: dict[str, np.ndarray] | None = None, **info: Any) -> None:
         """Record a stage as finished, with the arrays it has learnt."""
+        self._check_process()
         if arrays is not None:
             header = {"format": "streamcnn-stage", "format_version": 1, "stage": stage, "digest": digest}
             save_arrays(self.path / "stages" / f"{stage}.h5", arrays, header, self.durable)
@@ -214,6 +235,7 @@ class FeatureStore:
 
     def begin(self, kind: str, *digests: str, check: bool = False) -> set[int]:
         """Drop shards of other digests (and, with `check`, damaged ones) and return the numbers of those that stay."""
+        self._check_process()
         (self.path / kind).mkdir(exist_ok=True)
         found = self.shards(kind, *digests)
         errors = shard_errors(self.path, found) if check else [None if is_there(self.path / e["file"], e) else "missing" for e in found]
@@ -234,6 +256,7 @@ class FeatureStore:
     @contextlib.contextmanager
     def writing(self, kind: str, shard: int, start: int, n_rows: int, n_features: int, dtype, digest: str) -> Iterator[ShardWriter]:
         """Write one shard: rows `start` to `start + n_rows`; it exists, with its manifest line, once the block has ended well."""
+        self._check_process()
         name = f"{kind}/{shard:05d}.h5"
         with replacing(self.path / name, self.durable) as temporary:
             with h5py.File(temporary, "w", libver=LIBVER, rdcc_nbytes=2 * HDF5_CHUNK_BYTES) as file:
@@ -342,6 +365,7 @@ class FeatureStore:
 
     def delete(self) -> None:
         """Remove the store's folder and all in it."""
+        self._check_process()
         self.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
