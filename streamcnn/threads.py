@@ -69,6 +69,9 @@ def limit_blas(n_jobs: int) -> Iterator[None]:
 def _set_threads(libraries: list[LibController], numbers: list[int]) -> None:
     for library, number in zip(libraries, numbers):
         if library.get_num_threads() != number:
+            # newer threadpoolctl lets one thread alone set it, and ignores the others without a word: the turn decides that here
+            if hasattr(library, "clear_controlling_thread"):
+                library.clear_controlling_thread(force=True)
             library.set_num_threads(number)
 
 
