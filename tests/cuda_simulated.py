@@ -180,7 +180,7 @@ def a_forked_child_is_refused():
         try:
             cuda.log(images, out)
         except DeviceError as error:
-            os._exit(0 if "start processes by the \"spawn\" method" in str(error) else 2)
+            os._exit(0 if 'start processes by the "spawn" method' in str(error) else 2)
         except BaseException:
             os._exit(3)
         os._exit(1)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from streamcnn.store import FeatureStore
 from streamcnn.threads import limit_blas
 
 LAYERS = [ConvLayer(6, 3, filters="random", pool_size=3)]
+FEW_FEATURES = [ConvLayer(6, 3, filters="random", pool_size=20)]
 # a hang is a failure: far longer than any of this takes, on a busy machine too
 PATIENCE = 60
 
@@ -31,6 +33,11 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not
 
 def classifier(**changes):
     return StreamCNNClassifier(**{"layers": LAYERS, "n_components": 12, "kernel": "linear", "C": 1.0, "random_state": 0} | changes)
+
+
+def large(**changes):
+    """For images of 64 x 64, on which convolution takes the time."""
+    return classifier(layers=FEW_FEATURES, **changes)
 
 
 def at_once(*works):
@@ -78,8 +85,9 @@ class Forked:
 
 def test_two_fits_at_once_are_those_made_alone(digits):
     """Two estimators with other seeds, kernels and numbers of threads, fitted in two threads: filters, PCA and SVM have the same bits."""
-    images, labels = digits[0][:300], digits[1][:300]
-    makers = [lambda: classifier(n_jobs=1), lambda: classifier(random_state=1, kernel="rbf", gamma=1.0, n_jobs=2)]
+    # large enough that convolutions of both overlap
+    images, labels = digits[0][:300].repeat(8, axis=1).repeat(8, axis=2), digits[1][:300]
+    makers = [lambda: large(n_jobs=1), lambda: large(random_state=1, kernel="rbf", gamma=1.0, n_jobs=2)]
 
     def arrays(make):
         return make().fit(images, labels).model_.to_arrays()
@@ -203,8 +211,8 @@ def test_stored_rows_are_read_by_two_threads(tmp_path):
 @pytest.mark.parametrize("backend", ["threading", "loky"])
 def test_scikit_learn_runs_us_in_parallel(digits, backend):
     """Cross-validation on two threads or processes gives the decisions of one after the other, bit for bit."""
-    images, labels = digits[0][:240].reshape(240, -1), digits[1][:240]
-    model = classifier(image_shape=(8, 8), n_jobs=2)
+    images, labels = digits[0][:240].repeat(8, axis=1).repeat(8, axis=2).reshape(240, -1), digits[1][:240]
+    model = large(image_shape=(64, 64), n_jobs=2)
     alone = cross_val_predict(model, images, labels, cv=2, method="decision_function")
     with joblib.parallel_backend(backend, n_jobs=2):
         both = cross_val_predict(model, images, labels, cv=2, method="decision_function", n_jobs=2)
@@ -263,10 +271,13 @@ def test_handles_are_not_shared_with_a_forked_child(tmp_path):
     """In the child sources and stored rows are closed, in the parent they are as open as before."""
     with stored(tmp_path) as store, store.rows() as rows, open_images(source_files(tmp_path)[0]) as source:
         assert wrong_rows(source, 0, 1) == 0 and wrong_stored(rows, 0) == 0
+        copied = pickle.loads(pickle.dumps(source))  # noqa: S301
+        assert copied._file is None and wrong_rows(copied, 0, 1) == 0
         opened = [source._file, rows._file]
-        child = Forked(lambda pipe: [source._file, rows._file, wrong_rows(source, 0), wrong_stored(rows, 700)])
-        assert child.result() == [None, None, 0, 0]
+        child = Forked(lambda pipe: [source._file, copied._file, rows._file, wrong_rows(source, 0), wrong_stored(rows, 700)])
+        assert child.result() == [None, None, None, 0, 0]
         assert [source._file, rows._file] == opened and wrong_stored(rows, 3) == 0
+        copied.close()
 
 
 @forks
