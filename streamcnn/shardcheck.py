@@ -1,8 +1,8 @@
 """Whether shards hold what was written into them: structure, checksums and hash, at the speed of reading their bytes.
 
-HDF5 says where the chunks of a shard lie; their bytes are then read as a file, outside its lock and filters. Through HDF5 a gigabyte in
-the page cache took 2.5 s, its own checksum being 1.4 s of that; so it is SHA-256, on all threads, that takes the time. What is not
-stored as `ShardWriter` stores it is refused, so what is checked here is what HDF5 would read.
+HDF5 says where the chunks of a shard lie; their bytes are then read as a file, outside its lock and filters. A gigabyte in the
+page cache took 2.5 s piece by piece through HDF5, and 0.41 s so, on two cores, most of it SHA-256 (1.8 GB/s a core). What is not stored
+as `ShardWriter` stores it is refused, so what is checked here is what HDF5 would read.
 """
 
 import contextlib
