@@ -1,4 +1,4 @@
-"""Whether shards hold what was written into them: structure, checksums and hash, at the speed of reading their bytes.
+"""Whether shards hold what was written into them: structure, checksums and hash, in plain reads of their files.
 
 HDF5 says where the chunks of a shard lie; their bytes are then read as a file, outside its lock and filters. A gigabyte in the
 page cache took 2.5 s piece by piece through HDF5, and 0.41 s so, on two cores, most of it SHA-256 (1.8 GB/s a core). What is not stored
