@@ -20,7 +20,7 @@ from streamcnn.kernels import resolve_device
 from streamcnn.memory import MemoryMonitor, format_bytes, parse_bytes, resolve_limit
 from streamcnn.model import Model, fit_model, load_model, plan_decisions
 from streamcnn.plan import make_plan
-from streamcnn.planning import MemoryPlan, StagePlan
+from streamcnn.planning import MemoryPlan, StagePlan, added
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
 from streamcnn.stages import evaluate_claims
@@ -328,10 +328,10 @@ def reproduce(args: argparse.Namespace) -> dict[str, Any]:
 def verify(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn verify PATH`."""
     path, limit = Path(args.path), resolve_limit(args.memory_limit)
-    plan = _plan_reading(limit)
+    store = FeatureStore(path) if path.is_dir() else None
+    plan = _plan_reading(limit, None if store is None else store.verify_bytes())
     with MemoryMonitor(limit) as monitor, monitor.stage("verify", plan.peak_bytes):
-        if path.is_dir():
-            store = FeatureStore(path)
+        if store is not None:
             problems = store.verify(limit)
             shards = sum(len(store.shards(kind)) for kind in KINDS)
             result: dict[str, Any] = {"path": args.path, "kind": "store", "ok": not problems, "problems": problems, "shards": shards}
@@ -349,9 +349,10 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _plan_reading(limit: int) -> MemoryPlan:
-    """The plan of reading a store piece by piece, or a small model; what is larger is refused when its size is seen."""
-    plan = MemoryPlan(limit, {"already in use": resident_bytes()}, 1, [StagePlan("verify", {"pieces of a shard": 16 << 20})])
+def _plan_reading(limit: int, claims: dict[str, int] | None = None) -> MemoryPlan:
+    """The plan of checking a store with these claims, or of reading a small model; what is larger is refused when its size is seen."""
+    stage = StagePlan("verify", added({"small files": 16 << 20}, claims or {}))
+    plan = MemoryPlan(limit, {"already in use": resident_bytes()}, 1, [stage])
     plan.check()
     return plan
 

@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from streamcnn import safetybench
 from streamcnn.errors import StreamCNNError
 from streamcnn.features import FeatureExtractor
 from streamcnn.files import scratch_folder
@@ -25,6 +26,7 @@ from streamcnn.pipeline import Run, draw_filters
 from streamcnn.plan import Plan, make_plan
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
+from streamcnn.safetybench import verify_speed
 from streamcnn.shards import shard_rows
 from streamcnn.store import FeatureStore
 from streamcnn.timing import medians, torch_with
@@ -53,6 +55,8 @@ def extraction(n_threads: int, repeats: int, shrink: int) -> dict[str, Any]:
         - `overlap` : `extract_seconds` to the larger of `convolve`, and `read` plus `write`
         - `torch_seconds` : layout to seconds of PyTorch's convolution, ReLU and mean pooling of the same images in memory, by batches
           of 512, or null; `ratio` : the best of them to `extract_seconds`
+        - `protection` : `extract_seconds` to those without checksums, hashes and flushing, run in turn
+        - `verify` : see `safetybench.verify_speed`
     """
     compile_kernels()  # onto the disk: a process under 512 MiB that had to compile would have no room for much else
     folder, torch = scratch_folder(), torch_with(n_threads)
@@ -72,6 +76,7 @@ def extraction(n_threads: int, repeats: int, shrink: int) -> dict[str, Any]:
                 limited[name].append(float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
         under = {name: statistics.median(values) for name, values in limited.items()}
         with open_images(path) as source:
+            checked = verify_speed(folder, repeats, shrink)
             works, network = _works(source, images, n_threads, folder)
             rivals = {} if torch is None else _torch_works(torch, images, network)
             seconds = medians(works | rivals, repeats, after=partial(_remove_store, folder))
@@ -89,6 +94,8 @@ def extraction(n_threads: int, repeats: int, shrink: int) -> dict[str, Any]:
                 "overlap": seconds["extract"] / max(parts["convolve"], parts["read"] + parts["write"]),
                 "torch_seconds": rival,
                 "ratio": min(rival.values()) / seconds["extract"] if rival else None,
+                "protection": seconds["extract"] / seconds["unprotected"],
+                "verify": checked,
             }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -120,9 +127,10 @@ def _settings(n_threads: int) -> Settings:
     return resolve_settings("fast", n_jobs=n_threads, layers=LAYERS, device="cpu", keep_features=True, **after)
 
 
-def extract(source: ImageSource, plan: Plan, n_threads: int, folder: Path, network: Network) -> None:
-    """From the source to a new store below `folder`."""
-    with MemoryMonitor(plan.limit) as monitor, FeatureStore.create(folder / "store") as store:
+def extract(source: ImageSource, plan: Plan, n_threads: int, folder: Path, network: Network, protected: bool = True) -> None:
+    """From the source to a new store below `folder`; not `protected`, without checksums, hashes and flushing."""
+    with MemoryMonitor(plan.limit) as monitor, FeatureStore.create(folder / "store", durable=protected) as store:
+        store.checksums = protected
         Run(source, _settings(n_threads), store, plan, Progress(0, monitor), monitor).extract(network)
 
 
@@ -174,7 +182,8 @@ def _works(source: ImageSource, images: np.ndarray, n_threads: int, folder: Path
                         writer.write(part[start : start + chunk], None)
 
     whole = partial(extract, source, plan, n_threads, folder, network)
-    return {"extract": whole, "convolve": convolve, "read": read, "write": write}, network
+    bare = partial(whole, protected=False)
+    return {"extract": whole, "unprotected": bare, "convolve": convolve, "read": read, "write": write}, network
 
 
 def _torch_works(torch: Any, images: np.ndarray, network: Network) -> dict[str, Callable[[], object]]:
@@ -201,6 +210,7 @@ def table(result: dict[str, Any]) -> str:
     lines += [f"| `.h5` to store, fresh process, {name} | {seconds:.2f} |" for name, seconds in result["limited_seconds"].items()]
     lines.append(f"| `.h5` to store | {result['extract_seconds']:.2f} |")
     lines += [f"| only {name} | {seconds:.2f} |" for name, seconds in result["parts_seconds"].items()]
+    lines += safetybench.rows_of_table(result["verify"])
     for name, seconds in (result["torch_seconds"] or {}).items():
         lines.append(f"| PyTorch {name}: convolution alone, images in memory | {seconds:.2f} |")
     return "\n".join(lines)
@@ -212,6 +222,8 @@ def summary(result: dict[str, Any]) -> list[str]:
         f"extraction under 512 MiB runs at {100 * result['speed_under_limit']:.0f} % of the unlimited speed; "
         f"it takes {result['overlap']:.2f} times its longest part (convolution, or reading and writing)"
     ]
+    lines.append(f"checksums, hashes and flushing to disk make an extraction take {result['protection']:.2f} times as long as without them")
+    lines.append(safetybench.summary(result["verify"]))
     lines.append(f"`streamcnn fit` starts its first chunk {result['start_seconds']:.1f} s after the command, kernels being on disk")
     if result["ratio"]:
         lines.append(f"PyTorch's convolution alone takes {result['ratio']:.1f} times as long as the whole extraction")

@@ -7,6 +7,7 @@ elsewhere; `streamcnn.system` asks for both.
 import contextlib
 import csv
 import logging
+import os
 import re
 import threading
 import time
@@ -134,6 +135,9 @@ def claims_table(claims: dict[str, int]) -> str:
 
 
 _lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # held for microseconds, but by threads that a forked child does not have
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _active: list["MemoryMonitor"] = []
 
 

@@ -105,13 +105,15 @@ class Model:
         block = np.empty((PREDICT_BLOCK, self.network.n_features), np.float32)
         # without PCA the SVM works on the features themselves
         rows = block if self.pca is None else np.empty((PREDICT_BLOCK, self.pca.n_components_), np.float32)
-        with limit_blas(n_jobs):
-            for start, n_valid in recut((rows for _, rows in extractor.chunks((0, source.n_samples))), block, widen):
+        for start, n_valid in recut((rows for _, rows in extractor.chunks((0, source.n_samples))), block, widen):
+            # other threads take turns with each block, and none is kept waiting by who leaves off half-way
+            with limit_blas(n_jobs):
                 if self.pca is not None:
                     self.pca.transform_block(block, rows)
-                yield start, self.svm.decide_block(rows)[:n_valid]
-                if update is not None:
-                    update(n_valid)
+                decisions = self.svm.decide_block(rows)[:n_valid]
+            yield start, decisions
+            if update is not None:
+                update(n_valid)
 
     def labels_of(self, decisions: np.ndarray) -> np.ndarray:
         """Class codes of decision values."""

@@ -48,8 +48,9 @@ class KernelMachine:
             rows, result = tile[start : start + _ROWS], out[start : start + _ROWS]
             if len(rows) == _ROWS and not rows.any():  # padding: most of the block that a single image is decided in
                 if self._of_zeros is None:
-                    self._of_zeros = np.empty_like(result)
-                    self._decide(rows, self._of_zeros)
+                    decided = np.empty_like(result)
+                    self._decide(rows, decided)
+                    self._of_zeros = decided  # once it is filled: another thread may look
                 result[:] = self._of_zeros
             else:
                 self._decide(rows, result)

@@ -10,6 +10,7 @@ import numpy as np
 
 from streamcnn.errors import StoreError
 from streamcnn.faults import step
+from streamcnn.forking import ThreadLock, tell_child
 from streamcnn.h5files import NewFile
 
 HDF5_CHUNK_BYTES = 1 << 18
@@ -28,6 +29,16 @@ def hdf5_chunk_rows(n_features: int, itemsize: int) -> int:
     return max(1, HDF5_CHUNK_BYTES // (n_features * itemsize))
 
 
+def chunk_shapes(n_rows: int, n_features: int, itemsize: int) -> tuple[tuple[int, int], tuple[int]]:
+    """Shapes of the HDF5 chunks of `features` and of `labels`. They are part of the format: `shardcheck` accepts no others."""
+    return (min(n_rows, hdf5_chunk_rows(n_features, itemsize)), n_features), (min(n_rows, _LABEL_CHUNK),)
+
+
+def rows_hash(features: str, labels: str) -> str:
+    """The hash of a shard in the manifest, from the hexadecimal SHA-256 of its feature rows and of its label codes."""
+    return hashlib.sha256((features + labels).encode()).hexdigest()
+
+
 def open_shard_bytes(n_features: int, itemsize: int) -> int:
     """Bytes that HDF5 holds for one open shard: its chunk caches and one chunk in its filter pipeline, and metadata."""
     return 4 * max(HDF5_CHUNK_BYTES, n_features * itemsize) + (1 << 20)
@@ -37,21 +48,22 @@ class ShardWriter:
     """Rows of one shard in the making; see `FeatureStore.writing`.
 
     Chunks of features go to the file whole, with a checksum that is computed here: HDF5's own, and its chunk cache, took two thirds
-    of the processor time of writing (313 MB: 0.26 s, of which the copies into the system's page cache are 0.08 s).
+    of the processor time of writing (313 MB: 0.26 s, of which the copies into the system's page cache are 0.08 s). Without `checksums`,
+    which is for measuring what they cost, there is no hash either, and no reader accepts the shard.
     """
 
-    def __init__(self, file: NewFile, n_rows: int, n_features: int, dtype):
+    def __init__(self, file: NewFile, n_rows: int, n_features: int, dtype, checksums: bool = True):
         self._file = file
-        chunk = min(n_rows, hdf5_chunk_rows(n_features, np.dtype(dtype).itemsize))
-        self._features = file.create_dataset(
-            "features", (n_rows, n_features), dtype, chunks=(chunk, n_features), fletcher32=True, fillvalue=np.nan
-        )
-        self._labels = file.create_dataset("labels", (n_rows,), "<i8", chunks=(min(n_rows, _LABEL_CHUNK),), fletcher32=True, fillvalue=-1)
+        chunks, label_chunks = chunk_shapes(n_rows, n_features, np.dtype(dtype).itemsize)
+        self._features = file.create_dataset("features", (n_rows, n_features), dtype, chunks=chunks, fletcher32=checksums, fillvalue=np.nan)
+        self._labels = file.create_dataset("labels", (n_rows,), "<i8", chunks=label_chunks, fletcher32=checksums, fillvalue=-1)
+        self._checksums = checksums
         self._hash = hashlib.sha256()
         self._label_hash = hashlib.sha256()
         # one chunk as it lies in the file: rows, then checksum
-        self._stored = np.empty(chunk * n_features * np.dtype(dtype).itemsize + 4, np.uint8)
-        self._chunk = self._stored[:-4].view(dtype).reshape(chunk, n_features)
+        n_bytes = chunks[0] * n_features * np.dtype(dtype).itemsize
+        self._stored = np.empty(n_bytes + 4 * checksums, np.uint8)
+        self._chunk = self._stored[:n_bytes].view(dtype).reshape(chunks)
         self.filled = 0
         self.facts: dict[str, Any] = {}
 
@@ -65,7 +77,8 @@ class ShardWriter:
             )
         codes = np.full(len(features), -1, "<i8") if labels is None else np.ascontiguousarray(labels, "<i8")
         self._labels[self.filled : stop] = codes
-        self._label_hash.update(codes.view(np.uint8).data)
+        if self._checksums:
+            self._label_hash.update(codes.view(np.uint8).data)
         done = 0
         while done < len(features):
             at = self.filled % size
@@ -79,20 +92,21 @@ class ShardWriter:
         """The chunk that ends at row `filled`, of which the last one may be filled in part."""
         from streamcnn.kernels.checksum import fletcher32  # numba is loaded by those who write or read rows only
 
-        self._hash.update(self._chunk[:n_valid].view(np.uint8).data)
         self._chunk[n_valid:] = np.nan
-        self._stored[-4:] = np.array([fletcher32(self._stored[:-4])], "<u4").view(np.uint8)
+        if self._checksums:
+            self._hash.update(self._chunk[:n_valid].view(np.uint8).data)
+            self._stored[-4:] = np.array([fletcher32(self._stored[:-4])], "<u4").view(np.uint8)
         step("write chunk of shard")
         self._features.id.write_direct_chunk((self.filled - n_valid, 0), self._stored)
         self._file.check()
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256((self._hash.hexdigest() + self._label_hash.hexdigest()).encode()).hexdigest()
+        return rows_hash(self._hash.hexdigest(), self._label_hash.hexdigest())
 
 
 class StoredRows:
-    """Rows in shards, read from any place; one shard is open at a time. See `rows.Rows`."""
+    """Rows in shards, read from any place and by any thread; one shard is open at a time. See `rows.Rows`."""
 
     def __init__(self, folder: Path, shards: list[dict[str, Any]]):
         self._folder, self._shards = folder, shards
@@ -102,6 +116,13 @@ class StoredRows:
         self._file: h5py.File | None = None
         self._open_name = ""
         self._buffer = np.empty(0, np.float16)
+        self._reading = ThreadLock()
+        tell_child(self)
+
+    def after_fork(self) -> None:
+        """See `forking.tell_child`."""
+        self._reading = ThreadLock()
+        self.close()
 
     def __enter__(self):
         return self
@@ -142,12 +163,17 @@ class StoredRows:
         """A copy of `features` or `labels` as stored."""
         entries = list(self._pieces(start, stop))
         try:
-            return np.concatenate([self._dataset(entry, name)[first:last] for entry, first, last, _ in entries])
+            with self._reading:
+                return np.concatenate([self._dataset(entry, name)[first:last] for entry, first, last, _ in entries])
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise StoreError(f"{self._folder / entries[0][0]['file']}: {name} cannot be read ({error})") from error
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         """Fill `out[:stop - start]` (float32 (m, n_features)) with rows `start` to `stop`."""
+        with self._reading:  # one file, one buffer
+            self._read(start, stop, out)
+
+    def _read(self, start: int, stop: int, out: np.ndarray) -> None:
         from streamcnn.kernels.half import widen  # numba is loaded by those who read rows only
 
         for entry, first, last, place in self._pieces(start, stop):

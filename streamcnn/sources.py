@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from streamcnn.errors import DataError, ParameterError
+from streamcnn.forking import ThreadLock, tell_child
 from streamcnn.labels import labels_digest
 
 PIECE_BYTES = 4 << 20
@@ -106,8 +107,8 @@ def check_image_shape(image_shape) -> tuple[int, ...] | None:
 class ImageSource:
     """Images that are read chunk by chunk, as often as wanted, with labels if there are any.
 
-    Not thread-safe: one thread reads. A source can be pickled; file handles and buffers are dropped and come back at the
-    next read.
+    Several threads may read, one after another. A source can be pickled, and used after a fork; file handles and buffers are dropped and
+    come back at the next read.
 
     Parameters
     ----------
@@ -150,6 +151,17 @@ class ImageSource:
         self.n_images_read = 0
         self.n_jobs = 1
         self._labels_digest = labels_digest(*labels) if labels is not None else None
+        self._reading = ThreadLock()
+        tell_child(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        tell_child(self)
+
+    def after_fork(self) -> None:
+        """See `forking.tell_child`."""
+        self._reading = ThreadLock()
+        self.close()
 
     @property
     def row_values(self) -> int:
@@ -181,8 +193,9 @@ class ImageSource:
                 f"out must be a C-ordered {self.dtype} array (>= {stop - start}, {', '.join(map(str, self.image_shape))}), "
                 f"got {out.dtype} {out.shape}"
             )
-        self._fill(int(start), int(stop), out[: stop - start])
-        self.n_images_read += int(stop - start)
+        with self._reading:  # one file with one place, one buffer for conversion
+            self._fill(int(start), int(stop), out[: stop - start])
+            self.n_images_read += int(stop - start)
 
     def read_rows(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Fill `out[:len(rows)]` with the images of `rows` (sorted 1-D integers); neighbours are read together."""

@@ -14,7 +14,6 @@ the process, every shard in the manifest is complete. Each line of the manifest 
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -31,9 +30,11 @@ from streamcnn.arrays import load_arrays, save_arrays
 from streamcnn.errors import DataError, StoreError
 from streamcnn.faults import step
 from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, fsync_folder, replacing, writing
+from streamcnn.forking import tell_child
 from streamcnn.h5files import creating
 from streamcnn.memory import format_bytes
-from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows, hdf5_chunk_rows
+from streamcnn.shardcheck import check_bytes, is_there, shard_errors
+from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows
 
 FORMAT, FORMAT_VERSION = "streamcnn-store", 1
 KINDS = ("features", "reduced", "added")
@@ -74,7 +75,9 @@ class FeatureStore:
     def __init__(self, path: str | Path, durable: bool = True):
         self.path = Path(path)
         self.durable = durable
+        self.checksums = True  # False only to measure what they cost
         self._lock = FolderLock(self.path)
+        self._locked = self._in_parent = False
         if not self.path.is_dir():
             raise StoreError(f"{self.path}: no such folder")
         self.config = self._read_config()
@@ -114,15 +117,30 @@ class FeatureStore:
         return store
 
     def lock(self) -> None:
-        """Take the store for this process and clear away what a killed one left half-written."""
+        """Take the store for this process, not for its forked children, and clear away what a killed one left half-written."""
         self._lock.acquire()
+        self._locked, self._in_parent = True, False
+        tell_child(self)
         # another process may have had it until now
         self.config, self.entries = self._read_config(), self._read_manifest()
         for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
 
+    def after_fork(self) -> None:
+        """See `forking.tell_child`: the lock stays the parent's, and is free as soon as that lets go of it."""
+        self._in_parent = self._in_parent or self._locked
+        self._lock.release()
+
+    def _check_process(self) -> None:
+        if self._in_parent:
+            raise StoreError(
+                f"{self.path} is locked by the process that this one was forked from: open the store here, by FeatureStore(path), and lock "
+                "it once that has closed it"
+            )
+
     def close(self) -> None:
         """Release the lock, if held."""
+        self._locked = False
         self._lock.release()
 
     def __enter__(self):
@@ -150,6 +168,7 @@ class FeatureStore:
         return entries
 
     def _record(self, entry: dict[str, Any]) -> None:
+        self._check_process()
         path = self.path / "manifest.jsonl"
         good = b"".join(_line(e) for e in self.entries)
         if path.exists() and path.stat().st_size != len(good):  # a torn line must not glue itself to the next
@@ -168,11 +187,13 @@ class FeatureStore:
         self.entries.append(entry)
 
     def _rewrite_manifest(self) -> None:
+        self._check_process()
         with replacing(self.path / "manifest.jsonl", self.durable) as temporary:
             temporary.write_bytes(b"".join(_line(entry) for entry in self.entries))
 
     def update_config(self, **values: Any) -> None:
         """Replace entries of `config.json`, the whole file at once."""
+        self._check_process()
         config = self.config | values
         if config != self.config:
             _write_json(self.path / "config.json", config, self.durable)
@@ -185,6 +206,7 @@ class FeatureStore:
 
     def finish(self, stage: str, digest: str, arrays: dict[str, np.ndarray] | None = None, **info: Any) -> None:
         """Record a stage as finished, with the arrays it has learnt."""
+        self._check_process()
         if any(e.get("stage") == stage for e in self.entries):  # its file is about to be another
             self.entries = [e for e in self.entries if e.get("stage") != stage]
             self._rewrite_manifest()
@@ -228,8 +250,11 @@ class FeatureStore:
 
     def begin(self, kind: str, *digests: str, check: bool = False) -> set[int]:
         """Drop shards of other digests (and, with `check`, damaged ones) and return the numbers of those that stay."""
+        self._check_process()
         self._make_folder(kind)
-        keep = [e for e in self.shards(kind, *digests) if (self._shard_error(e) is None if check else self._quick_check(e))]
+        found = self.shards(kind, *digests)
+        errors = shard_errors(self.path, found) if check else [None if is_there(self.path / e["file"], e) else "missing" for e in found]
+        keep = [e for e, error in zip(found, errors) if error is None]
         kept = {id(e) for e in keep}
         stale = [e for e in self.shards(kind) if id(e) not in kept]
         if stale:
@@ -255,11 +280,12 @@ class FeatureStore:
 
         What the writer's `facts` hold by then goes into that line.
         """
+        self._check_process()
         name = f"{kind}/{shard:05d}.h5"
         self._make_folder(kind)
         with replacing(self.path / name, self.durable) as temporary:
             with creating(temporary, rdcc_nbytes=2 * HDF5_CHUNK_BYTES) as file:
-                writer = ShardWriter(file, n_rows, n_features, dtype)
+                writer = ShardWriter(file, n_rows, n_features, dtype, self.checksums)
                 yield writer
             if writer.filled != n_rows:
                 raise StoreError(f"{self.path / name}: {writer.filled} of {n_rows} rows were written")
@@ -341,34 +367,18 @@ class FeatureStore:
                 yield block[: stop - start], rows.read_labels(start, stop)
 
     # -- checking ---------------------------------------------------------------------------------------------------------
-    def _quick_check(self, entry: dict[str, Any]) -> bool:
-        path = self.path / entry["file"]
-        return path.is_file() and path.stat().st_size == entry["bytes"]
-
-    def _shard_error(self, entry: dict[str, Any]) -> str | None:
-        """What is wrong with a shard, or None: size, structure, checksums and hash, in bounded memory."""
-        if not self._quick_check(entry):
-            return "missing or of another size"
-        hashes = []
-        try:
-            with StoredRows(self.path, [entry | {"start": 0}]) as rows:
-                step = hdf5_chunk_rows(entry["n_features"], np.dtype(entry["dtype"]).itemsize)
-                for name in ("features", "labels"):
-                    digest = hashlib.sha256()
-                    for start in range(0, entry["rows"], step):
-                        digest.update(np.ascontiguousarray(rows.raw(name, start, min(start + step, entry["rows"]))).view(np.uint8).data)
-                    hashes.append(digest.hexdigest())
-        except StoreError as error:
-            return str(error)
-        return None if hashlib.sha256("".join(hashes).encode()).hexdigest() == entry["sha256"] else "contents do not match their hash"
+    def verify_bytes(self) -> dict[str, int]:
+        """Name -> bytes that `verify` takes for shards at most, on top of what the process holds after this call."""
+        return check_bytes([entry for kind in KINDS for entry in self.shards(kind)])
 
     def verify(self, memory_limit: int | None = None) -> list[str]:
         """Check every shard and stage file against checksums and hashes; returns one line per problem, none if all is well.
 
-        Shards are read in pieces, what a stage has learnt whole: a stage file that does not fit `memory_limit` (bytes of the whole
-        process) is a `MemoryBudgetError`.
+        Shards are read in pieces, on all threads; what a stage has learnt whole: a stage file that does not fit `memory_limit` (bytes of
+        the whole process) is a `MemoryBudgetError`.
         """
-        problems = [f"{e['file']}: {error}" for kind in KINDS for e in self.shards(kind) if (error := self._shard_error(e))]
+        shards = [e for kind in KINDS for e in self.shards(kind)]
+        problems = [f"{e['file']}: {error}" for e, error in zip(shards, shard_errors(self.path, shards)) if error is not None]
         for entry in self.entries:
             if "stage" in entry and entry.get("arrays", False) and self.stage_arrays(entry["stage"], entry["digest"], memory_limit) is None:
                 problems.append(f"stages/{entry['stage']}.h5: missing or damaged")
@@ -385,6 +395,7 @@ class FeatureStore:
 
     def delete(self) -> None:
         """Remove the store's folder and all in it."""
+        self._check_process()
         self.close()
         shutil.rmtree(self.path, ignore_errors=True)
 

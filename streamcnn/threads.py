@@ -1,17 +1,21 @@
 """How many threads, and holding BLAS to that number."""
 
+import logging
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
 import scipy.linalg  # noqa: F401 - brings its own BLAS, which the controller must find
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import LibController, ThreadpoolController
 
 from streamcnn.errors import ParameterError
+
+logger = logging.getLogger("streamcnn")
 
 
 def resolve_n_jobs(n_jobs: int | None) -> int:
@@ -39,9 +43,48 @@ def resolve_n_jobs(n_jobs: int | None) -> int:
     return min(int(n_jobs), cores)
 
 
-def limit_blas(n_jobs: int) -> AbstractContextManager:
-    """Context in which BLAS uses `n_jobs` threads: another number gives other last bits."""
-    return _controller().limit(limits=n_jobs, user_api="blas")
+@contextmanager
+def limit_blas(n_jobs: int) -> Iterator[None]:
+    """Block in which BLAS uses `n_jobs` threads: another number gives other last bits.
+
+    That number belongs to the whole process, so one Python thread is inside such a block at a time (and may nest them); others wait, and
+    estimators in several threads have the bits they have alone. What a thread inside waits for must not enter one.
+    """
+    turn = _turn  # a forked child has one of its own, and may still have to leave this one
+    if not turn.acquire(timeout=_PATIENCE):
+        logger.warning("waiting for another thread to finish its linear algebra, as BLAS has one number of threads for the whole process")
+        turn.acquire()
+    try:
+        libraries = _libraries()
+        before = [library.get_num_threads() for library in libraries]
+        _set_threads(libraries, [n_jobs] * len(libraries))
+        try:
+            yield
+        finally:
+            _set_threads(libraries, before)
+    finally:
+        turn.release()
+
+
+def _set_threads(libraries: list[LibController], numbers: list[int]) -> None:
+    for library, number in zip(libraries, numbers):
+        if library.get_num_threads() != number:
+            # newer threadpoolctl lets one thread alone set it, and ignores the others without a word: the turn decides that here
+            if hasattr(library, "clear_controlling_thread"):
+                library.clear_controlling_thread(force=True)
+            library.set_num_threads(number)
+
+
+def _new_turn() -> None:
+    global _turn
+    _turn = threading.RLock()
+
+
+_PATIENCE = 60.0
+_turn = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # the thread that has the turn is not in the child
+    os.register_at_fork(after_in_child=_new_turn)
 
 
 def share(work: Callable, items: Iterable, n_threads: int) -> None:
@@ -73,6 +116,6 @@ def share(work: Callable, items: Iterable, n_threads: int) -> None:
 
 
 @cache
-def _controller() -> ThreadpoolController:
+def _libraries() -> list[LibController]:
     # looking for the loaded libraries takes milliseconds, and some callers limit BLAS thousands of times
-    return ThreadpoolController()
+    return ThreadpoolController().select(user_api="blas").lib_controllers

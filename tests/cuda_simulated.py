@@ -21,7 +21,7 @@ from conv_cases import CASES, NON_FINITE, agree, bits, for_simulator, make, roun
 from numba.cuda.simulator import kernelapi
 
 from streamcnn import ConvFeatures, ConvLayer, gpubench
-from streamcnn.errors import DataError, MemoryBudgetError, ParameterError
+from streamcnn.errors import DataError, DeviceError, MemoryBudgetError, ParameterError
 from streamcnn.kernels import ACTIVATIONS, POOLS, cpu, cuda, cudadevice, naive
 from streamcnn.kernels.cudaloops import Tile
 
@@ -169,6 +169,25 @@ def an_interrupted_call_leaves_nothing_behind():
     assert len(calls) > 3 and (new == images + 1).all() and (old == -1).all()
 
 
+def a_forked_child_is_refused():
+    """CUDA does not survive a fork: the child gets an error that says what to do, and the parent goes on."""
+    if not hasattr(os, "fork"):
+        return
+    images, out = np.ones((1, 2, 2, 1), F32), np.empty((1, 2, 2, 1), F32)
+    cuda.log(images, out)
+    child = os.fork()
+    if child == 0:
+        try:
+            cuda.log(images, out)
+        except DeviceError as error:
+            os._exit(0 if 'start processes by the "spawn" method' in str(error) else 2)
+        except BaseException:
+            os._exit(3)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    cuda.log(images, out)
+
+
 def conv_memory_covers_what_is_sent():
     """`conv_memory` counts at least the bytes of filters and tables for every tile, and not twice as many for a large bank."""
     sent = []
@@ -292,6 +311,7 @@ for check in (
     plans,
     memory_errors,
     an_interrupted_call_leaves_nothing_behind,
+    a_forked_child_is_refused,
     conv_memory_covers_what_is_sent,
     chosen_tiles,
     halves,

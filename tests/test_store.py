@@ -98,9 +98,9 @@ def test_a_shard_takes_only_rows_of_its_kind(tmp_path, rows):
         assert store.shards("features") == []
 
 
-@pytest.mark.parametrize("change", ["flip", "truncate", "delete", "swap"])
+@pytest.mark.parametrize("change", ["flip", "truncate", "grow", "delete", "swap"])
 def test_verify_names_the_bad_shard(tmp_path, change):
-    """A flipped bit, a cut file, a missing file and an exchanged one are found, and the shard is named."""
+    """A flipped bit, a cut file, a longer one, a missing file and an exchanged one are found, and the shard is named."""
     store = filled(tmp_path / "store")
     assert store.verify() == []
     shard = tmp_path / "store/features/00001.h5"
@@ -110,6 +110,8 @@ def test_verify_names_the_bad_shard(tmp_path, change):
         shard.write_bytes(data)
     elif change == "truncate":
         shard.write_bytes(data[:-10])
+    elif change == "grow":
+        shard.write_bytes(data + b"0")
     elif change == "delete":
         shard.unlink()
     else:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import cuda as numba_cuda
 
-from streamcnn.errors import MemoryBudgetError, ParameterError
+from streamcnn.errors import DeviceError, MemoryBudgetError, ParameterError
 from streamcnn.kernels import simulated
 from streamcnn.kernels.jit import run_workers
 from streamcnn.memory import format_bytes, parse_bytes
@@ -37,8 +37,22 @@ _LINE = 256  # bytes: the alignment of device memory, kept inside a slot
 _one_caller = threading.Lock()
 
 
+_processes: set[int] = set()
+
+
+def _check_process() -> None:
+    """Note that this process uses CUDA, and refuse in one that was forked from a process which did."""
+    _processes.add(os.getpid())
+    if len(_processes) > 1:
+        raise DeviceError(
+            'device "cuda" was in use when this process was forked, which CUDA does not survive: start processes by the "spawn" method of '
+            'multiprocessing, or use device="cpu"'
+        )
+
+
 def problem() -> str | None:
     """Why no CUDA device can be used, or None when one can."""
+    _check_process()
     try:
         return None if cuda.is_available() else "no CUDA device was found"
     except Exception as error:  # a broken driver or toolkit raises what it likes
@@ -68,6 +82,7 @@ def held_bytes() -> int:
 
 def device_limit() -> int:
     """Bytes of device memory to use: `STREAMCNN_DEVICE_MEMORY_LIMIT` (bytes or `"2GiB"`), else 80 % of what is free at first use."""
+    _check_process()
     told = os.environ.get(LIMIT_VARIABLE)
     return parse_bytes(told) if told else _free_at_first_use()
 
@@ -85,6 +100,7 @@ def context_exists() -> bool:
 
 def send(*arrays: np.ndarray) -> list:
     """Flat device arrays with the numbers of `arrays`, all in one transfer: each takes longer to start than these do to travel."""
+    _check_process()
     bounds = np.cumsum([0, *(_aligned(array.nbytes) for array in arrays)]).tolist()
     packed = np.zeros(bounds[-1], np.uint8)
     for array, start in zip(arrays, bounds):
@@ -194,6 +210,7 @@ def stream_chunks(images, out, host_bytes: int, n_workers: int, launch: Callable
     limit : int, optional
         Bytes of device memory; default `device_limit()`.
     """
+    _check_process()
     n = len(images)
     if n == 0:
         return
