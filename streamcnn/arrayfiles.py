@@ -15,6 +15,7 @@ import numpy as np
 from streamcnn.errors import DataError, FileError
 from streamcnn.labels import encode_labels
 from streamcnn.sources import PIECE_BYTES, ImageSource, check_finite, deliver, resolve_shape
+from streamcnn.untrusted import first_line
 
 _UNZIP_BYTES = 1 << 20
 
@@ -45,11 +46,6 @@ def read_npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dt
     if fortran and len(shape) > 1:
         raise DataError(f"{where}: is in Fortran order; save numpy.ascontiguousarray(images) instead")
     return shape, dtype, offset
-
-
-def first_line(error: BaseException) -> str:
-    """The reason in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _ByteSource(ImageSource):

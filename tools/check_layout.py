@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 ORDER = """
-errors files threads rows system tracing memory
+errors files threads rows system tracing memory untrusted
 labels imagefiles sources arrayfiles h5images images
 kernels.jit kernels kernels.half kernels.checksum kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
 kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
-variations datasets preprocess filters network arrays shards store
+variations datasets preprocess filters network arrays manifest shards store
 rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
 quasinewton nystroem selection ladder calibration svmsaved svm
 presets planning stages plan features progress pipeline model adding evaluate convfeatures estimators demo reproduce
