@@ -42,8 +42,13 @@ def entry_of(line: bytes) -> dict[str, Any] | None:
 
 def _is_stage(entry: dict[str, Any]) -> bool:
     name, has_arrays = entry.get("stage"), entry.get("arrays", False)
-    named = isinstance(name, str) and _STAGE_NAME.fullmatch(name) is not None
-    return named and isinstance(has_arrays, bool) and isinstance(entry.get("digest"), str) and "kind" not in entry and "file" not in entry
+    if not isinstance(name, str) or _STAGE_NAME.fullmatch(name) is None or not isinstance(has_arrays, bool):
+        return False
+    if not isinstance(entry.get("digest"), str) or "kind" in entry or "file" in entry:
+        return False
+    if name.startswith("added"):
+        return type(entry.get("rows")) is int and entry["rows"] > 0 and _is_class_list(entry.get("new_classes"))
+    return name != "filters" or isinstance(entry.get("network"), dict)
 
 
 def _is_shard(entry: dict[str, Any]) -> bool:

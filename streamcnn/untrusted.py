@@ -172,8 +172,8 @@ def _plain_dataset(file, key, path, name, error, filters, text) -> h5py.Dataset:
         raise error(f"{path}: {name} is a group; the file holds {', '.join(data_sets(file))}")
     if group.is_virtual or group.external:
         raise error(f"{path}: {name} keeps its values in other files; copy the data into the file")
-    kind = "O" if group.dtype.kind == "O" and h5py.check_string_dtype(group.dtype) is None else group.dtype.kind
-    if group.shape is None or kind in ("O", "V") or (kind not in "biufc" and not text):
+    kind = group.dtype.kind if h5py.check_string_dtype(group.dtype) is None else "S"
+    if group.shape is None or kind not in ("biufcS" if text else "biuf"):
         kind_error = DataError if text else error
         raise kind_error(f"{path}: {name} must hold numbers{' or strings' if text else ''}, got type {group.dtype}")
     _check_storage(group, path, name, error, filters)
