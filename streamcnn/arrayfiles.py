@@ -8,6 +8,7 @@ import math
 import mmap
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -35,6 +36,8 @@ _HEADERS: dict[tuple[int, int], tuple[int, Callable]] = {
 _MAX_RATIO = 1032
 # all that reading a damaged archive raises: encrypted members are a RuntimeError, others need what is not implemented
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, RuntimeError, struct.error, UnicodeDecodeError)
+# the header is a Python literal, which NumPy's parser may fail on in all these ways
+_HEADER_ERRORS = (ValueError, SyntaxError, tokenize.TokenError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 def read_npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype, int]:
@@ -61,7 +64,7 @@ def read_npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dt
         offset = 8 + n_bytes + len(header)
         if any(type(side) is not int or not 0 <= side < 1 << 62 for side in shape):
             raise ValueError(f"its shape is {shape}")
-    except (*_ZIP_ERRORS, ValueError, SyntaxError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+    except (*_ZIP_ERRORS, *_HEADER_ERRORS) as error:
         raise FileError(f"{where}: not a .npy file ({first_line(error)})") from None
     if dtype.hasobject:
         raise DataError(f"{where}: holds Python objects, which are never loaded; save numbers or strings instead")

@@ -309,6 +309,7 @@ class FeatureStore:
         shards = self.shards("features")
         if not shards:
             return
+        self.rows_of(shards)  # refuses where some are missing
         with replacing(self.path / "features.h5", self.durable) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
             shape = (sum(e["rows"] for e in shards), shards[0]["n_features"])
             for name, full, dtype, fill in (("features", shape, shards[0]["dtype"], np.nan), ("labels", shape[:1], "<i8", -1)):
@@ -396,6 +397,11 @@ class FeatureStore:
         process) is a `MemoryBudgetError`.
         """
         problems = [f"{e['file']}: {error}" for kind in KINDS for e in self.shards(kind) if (error := self._shard_error(e))]
+        for kind in ("features", "reduced"):
+            try:
+                self.rows(kind)
+            except StoreError as error:
+                problems.append(str(error))
         for entry in self.entries:
             if "stage" in entry and entry.get("arrays", False) and self.stage_arrays(entry["stage"], entry["digest"], memory_limit) is None:
                 problems.append(f"stages/{entry['stage']}.h5: missing or damaged")
