@@ -11,15 +11,16 @@ import numpy as np
 from streamcnn.arrayfiles import check_label_room, file_facts
 from streamcnn.errors import DataError, FileError, StreamCNNError
 from streamcnn.files import replacing
+from streamcnn.h5text import variable_strings
 from streamcnn.labels import encode_labels, encode_pieces, label_values
 from streamcnn.sources import PIECE_BYTES, ImageSource, check_finite, deliver, resolve_shape
-from streamcnn.untrusted import BUILT_IN_FILTERS, H5_ERRORS, data_sets, first_line, open_h5, plain_dataset
+from streamcnn.untrusted import BUILT_IN_FILTERS, H5_ERRORS, data_sets, first_line, has_name, open_h5, plain_dataset
 
 _MIN_CACHE = 1 << 20
 _MAX_CACHE = 32 << 20
 _CACHE_SLOTS = 8191
 _WRITE_CHUNK = 1 << 20
-# labels read at a time, and bytes that these may take when each is a string as long as the file
+# labels read at a time, and the bytes that these may take
 _LABELS, _LABEL_BYTES = 1 << 16, 1 << 26
 # a chunk of labels is unpacked whole before the first one is known
 _LABEL_CHUNK = 1 << 26
@@ -74,7 +75,7 @@ class H5Source(ImageSource):
             shape, n_samples, encoded = resolve_shape(data.shape, image_shape), data.shape[0], None
             if labels is not None:
                 encoded = encode_labels(labels, n_samples)
-            elif labels_key is not None or "labels" in file:
+            elif labels_key is not None or has_name(file, "labels"):
                 labels_key = labels_key or "labels"
                 check_label_room(n_samples, path, memory_limit)
                 where = f"{path}, key {labels_key}"
@@ -163,10 +164,12 @@ def _read_labels(file: h5py.File, key: str, path: Path, n_samples: int) -> Itera
     if data.chunks is not None and math.prod(data.chunks) * data.dtype.itemsize > max(_LABEL_CHUNK, n_samples * data.dtype.itemsize):
         raise FileError(f"{path}, key {key}: labels must be stored in chunks of at most {_LABEL_CHUNK} bytes, got {data.chunks}")
     text = h5py.check_string_dtype(data.dtype)
-    # many strings may be one string of the file, of any length
-    step = max(16, min(_LABELS, _LABEL_BYTES // (data.dtype.itemsize if text is None or text.length else path.stat().st_size)))
     try:
+        if text is not None and text.length is None:
+            yield from variable_strings(data, path, f"{path}, key {key}")
+            return
         values = data if text is None else data.asstr("utf-8")
+        step = max(1, min(_LABELS, _LABEL_BYTES // data.dtype.itemsize))
         for start in range(0, n_samples, step):
             yield values[start : start + step]
     except UnicodeDecodeError as error:

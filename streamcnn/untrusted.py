@@ -194,6 +194,13 @@ def _check_storage(data: h5py.Dataset, path: Path, name: str, error: type[FileEr
         raise error(f"{path}: {name} is stored in pieces {data.chunks} larger than its shape {data.shape}: it was not written by streamcnn")
 
 
+def has_name(file: h5py.File, name: str) -> bool:
+    """Whether there is something of this name below the root, whatever it is and wherever it leads."""
+    with contextlib.suppress(*H5_ERRORS):
+        return bool(file.id.links.exists(name.encode()))
+    return False
+
+
 def data_sets(file: h5py.File, most: int = 20) -> list[str]:
     """Names of the first data sets of the file."""
     found: list[str] = []

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from mutations import edit_json, mutate
+from mutations import edit_json, mutate, mutate_metadata
 from PIL import Image
 
 from streamcnn import FeatureStore, StreamCNNError, load_model
@@ -194,13 +194,14 @@ STORE_FILES = (
     *(f"{folder}.h5" for folder in ("features/00000", "features/00001", "features/00002", "reduced/00001", "stages/pca", "features")),
     *("manifest.jsonl", "config.json"),
 )
-STORE_PARTS = ("manifest lines", "forged manifest", "config values", "forged config", "swapped shards")
+STORE_PARTS = ("manifest lines", "forged manifest", "config values", "forged config", "swapped shards", "metadata of a store")
 IMAGE_FILES = (
     *("images.npy", "images_labels.npy", "stored.npz", "deflated.npz", "new.h5", "old.h5", "plain.h5"),
     *("deep.png", "deep.tif", "progressive.jpg", *(f"picture.{suffix}" for suffix in PICTURES)),
 )
-MODEL_PARTS = ("model.h5", "model.h5", "forged header", "forged arrays")
-TARGETS = (*(f"store/{name}" for name in STORE_FILES), *STORE_PARTS, *MODEL_PARTS, "zip members", *IMAGE_FILES)
+MODEL_PARTS = ("model.h5", "model.h5", "forged header", "forged arrays", "metadata of a model")
+IMAGE_PARTS = ("zip members", "metadata of images", *IMAGE_FILES)
+TARGETS = (*(f"store/{name}" for name in STORE_FILES), *STORE_PARTS, *MODEL_PARTS, *IMAGE_PARTS)
 
 
 def run_case(number: int, seed: int, seeds: Path, folder: Path) -> str:
@@ -229,7 +230,10 @@ def run_case(number: int, seed: int, seeds: Path, folder: Path) -> str:
 
 
 def _spoil_store(store: Path, other: Path, target: str, rng) -> None:
-    if target == "swapped shards":
+    if target == "metadata of a store":
+        path = store / str(rng.choice(["features/00001.h5", "reduced/00000.h5", "stages/pca.h5"]))
+        path.write_bytes(mutate_metadata(path.read_bytes(), rng))
+    elif target == "swapped shards":
         for name in rng.choice(["features/00000.h5", "features/00001.h5", "reduced/00000.h5"], int(rng.integers(1, 3)), replace=False):
             source = store / "features/00002.h5" if rng.integers(3) == 0 and name.startswith("features") else other / name
             shutil.copy(source, store / name)
@@ -262,6 +266,9 @@ def _spoil_model(mine: Path, other: Path, folder: Path, target: str, rng) -> Non
     if target == "model.h5":
         (folder / "model.h5").write_bytes(mutate((mine / "model.h5").read_bytes(), (other / "model.h5").read_bytes(), rng))
         return
+    if target == "metadata of a model":
+        (folder / "model.h5").write_bytes(mutate_metadata((mine / "model.h5").read_bytes(), rng))
+        return
     arrays, header = load_arrays(mine / "model.h5", "streamcnn-model", 1)
     if target == "forged header":
         for _ in range(int(rng.integers(1, 3))):
@@ -289,6 +296,9 @@ def _spoil_model(mine: Path, other: Path, folder: Path, target: str, rng) -> Non
 def _spoil_images(mine: Path, other: Path, folder: Path, target: str, rng) -> Path:
     if target == "zip members":
         return _spoil_members(mine, folder / "stored.npz", rng)
+    if target == "metadata of images":
+        (folder / "new.h5").write_bytes(mutate_metadata((mine / "new.h5").read_bytes(), rng))
+        return folder / "new.h5"
     name = "images.npy" if target == "images_labels.npy" else target
     if target == "images_labels.npy":
         shutil.copy(mine / "images.npy", folder / "images.npy")

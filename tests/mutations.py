@@ -154,3 +154,59 @@ def edit_json(value: Any, rng) -> Any:
     else:
         holder[key] = odd
     return value
+
+
+# -- HDF5 metadata with checksums made right again, so that the change reaches the library's parsers ----------------------------------
+def lookup3(data: bytes) -> int:
+    """Jenkins' hash with initial value 0 (http://burtleburtle.net/bob/c/lookup3.c), HDF5's checksum of metadata."""
+    mask = 0xFFFFFFFF
+    a = b = c = (0xDEADBEEF + len(data)) & mask
+
+    def rotate(x: int, k: int) -> int:
+        return ((x << k) | (x >> (32 - k))) & mask
+
+    place = 0
+    while len(data) - place > 12:
+        a, b, c = ((v + int.from_bytes(data[place + 4 * i : place + 4 * i + 4], "little")) & mask for i, v in enumerate((a, b, c)))
+        for k in (4, 6, 8, 16, 19, 4):
+            a = ((a - c) & mask) ^ rotate(c, k)
+            c = (c + b) & mask
+            a, b, c = b, c, a
+        place += 12
+    tail = data[place:].ljust(12, b"\0")
+    if len(data) == place:
+        return c
+    a, b, c = ((v + int.from_bytes(tail[4 * i : 4 * i + 4], "little")) & mask for i, v in enumerate((a, b, c)))
+    for k in (14, 11, 25, 16, 4, 14, 24):
+        c = ((c ^ b) - rotate(b, k)) & mask
+        a, b, c = b, c, a
+    return b  # turned once more than the last result was written
+
+
+def metadata_blocks(data: bytes) -> list[tuple[int, int]]:
+    """(start, end) of the superblock and the first chunks of object headers; each is followed by its checksum."""
+    blocks = [(0, 44)] if data[:8] == b"\x89HDF\r\n\x1a\n" and data[8] == 3 else []
+    place = data.find(b"OHDR")
+    while place >= 0:
+        flags, at = data[place + 5], place + 6
+        at += 16 * bool(flags & 32) + 4 * bool(flags & 16)
+        width = 1 << (flags & 3)
+        end = at + width + int.from_bytes(data[at : at + width], "little")
+        if end + 4 <= len(data):
+            blocks.append((place, end))
+        place = data.find(b"OHDR", place + 4)
+    return blocks
+
+
+def mutate_metadata(data: bytes, rng) -> bytes:
+    """An HDF5 file of version-3 superblock with one change in its metadata and the checksum to it."""
+    changed = bytearray(data)
+    blocks = metadata_blocks(data)
+    start, end = blocks[int(rng.integers(len(blocks)))]
+    block = _CHANGES_IN_PLACE[int(rng.integers(len(_CHANGES_IN_PLACE)))](bytearray(data[start:end]), data, rng)
+    changed[start:end] = block
+    changed[end : end + 4] = lookup3(bytes(block)).to_bytes(4, "little")
+    return bytes(changed)
+
+
+_CHANGES_IN_PLACE = (_bits, _byte, _noise, _words, _number, _number, _number)

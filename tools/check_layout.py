@@ -12,7 +12,7 @@ from pathlib import Path
 
 ORDER = """
 errors files threads rows system tracing memory untrusted
-labels imagetraps imagefiles sources arrayfiles h5images images
+labels imagetraps imagefiles sources arrayfiles h5text h5images images
 kernels.jit kernels kernels.half kernels.checksum kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
 kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters network arrays manifest shards store
