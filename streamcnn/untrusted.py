@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 
 from streamcnn.errors import DataError, FileError
+from streamcnn.h5layout import chunk_axes_fault, chunk_size_fault
 
 MAX_JSON_BYTES = 1 << 24
 """Longest JSON text that is parsed."""
@@ -167,6 +168,8 @@ def _plain_dataset(file, key, path, name, error, filters, text) -> h5py.Dataset:
             raise error(f"{path}: {name} is not there; the file holds {', '.join(data_sets(file)) or 'no data sets'}")
         if not isinstance(link, h5py.HardLink):
             raise error(f"{path}: {name} leads elsewhere by a link; copy the data into the file")
+        if (fault := chunk_axes_fault(file, group, part, path)) is not None:
+            raise error(f"{path}: {name} {fault}; restore the file from a copy")
         group = group[part]
     if not isinstance(group, h5py.Dataset):
         raise error(f"{path}: {name} is a group; the file holds {', '.join(data_sets(file))}")
@@ -190,6 +193,8 @@ def _check_storage(data: h5py.Dataset, path: Path, name: str, error: type[FileEr
     most = max(4096, size) if filters == OWN_FILTERS else _MAX_RATIO * stored + _UNWRITTEN
     if declared > most or stored > size:
         raise error(f"{path}: {name} declares {declared} bytes, the file of {size} stores {stored}: it is truncated or a trap")
+    if (fault := chunk_size_fault(data)) is not None:
+        raise error(f"{path}: {name} {fault}; restore the file from a copy")
     if filters == OWN_FILTERS and data.chunks is not None and any(step > side for step, side in zip(data.chunks, data.shape)):
         raise error(f"{path}: {name} is stored in pieces {data.chunks} larger than its shape {data.shape}: it was not written by streamcnn")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from mutations import lookup3, metadata_blocks
 from PIL import Image, ImageCms, PngImagePlugin
 
 from streamcnn import FeatureStore, load_model
@@ -592,6 +593,36 @@ def array_in_a_giant_chunk(folder: Path) -> Path:
     with h5py.File(folder / "m.h5", "w", libver=("v110", "v110")) as file:
         file.create_dataset("a", (10,), "f8", chunks=(1 << 28,), maxshape=(None,), fletcher32=True)
     return folder / "m.h5"
+
+
+def _rehash(path: Path, place: int, value: int) -> None:
+    """One byte of the metadata changed, with the checksum to it."""
+    raw = bytearray(path.read_bytes())
+    raw[place] = value
+    start, end = next((start, end) for start, end in metadata_blocks(bytes(raw)) if start <= place < end)
+    raw[end : end + 4] = lookup3(bytes(raw[start:end])).to_bytes(4, "little")
+    path.write_bytes(raw)
+
+
+@case("model", ModelError, "chunks of no axes")
+def chunk_of_no_axes(folder: Path) -> Path:
+    """The HDF5 library divides by their number when it opens the data set."""
+    (folder / "m.h5").write_bytes(MODEL.read_bytes())
+    # version 4, chunked, single filtered chunk, axes (the element is one), bytes a side
+    place = MODEL.read_bytes().index(b"\4\2\2\2\1")
+    _rehash(folder / "m.h5", place + 2, 0)
+    _rehash(folder / "m.h5", place + 3, 0)
+    return folder / "m.h5"
+
+
+@case("store", StoreError, "too short for its checksum")
+def chunk_of_no_bytes(folder: Path) -> Path:
+    """The HDF5 library looks for a checksum before the beginning of memory."""
+    store = good_store(folder)
+    shard = store / "features/00001.h5"
+    # as above, two axes and the element; then three sides and the kind of index
+    _rehash(shard, shard.read_bytes().index(b"\4\2\2\3\1") + 9, 0)
+    return store
 
 
 @case("model", FileError, "regular file")
