@@ -23,7 +23,7 @@ from streamcnn.model import Model
 from streamcnn.pipeline import Report, digest_of, library_versions, make_svm, planned_stage, reduced_rows
 from streamcnn.plan import plan_adding
 from streamcnn.progress import CountedRows, Progress
-from streamcnn.shards import StoredRows, shard_rows
+from streamcnn.shards import shard_rows
 from streamcnn.stages import Shapes
 from streamcnn.store import FeatureStore
 from streamcnn.svm import StreamingSVC
@@ -147,7 +147,7 @@ class _Addition:
         """Places in `classes` of all rows, the new ones last: (n,) int32."""
         sorted_place = np.searchsorted(self.classes, np.array(self.stored, self.classes.dtype)).astype(np.int32)
         labels = np.empty(self.n_before + self.source.n_samples, np.int32)
-        with StoredRows(self.store.path, self.before) as rows:
+        with self.store.rows_of(self.before) as rows:
             for start in range(0, self.n_before, _PIECE):
                 stop = min(start + _PIECE, self.n_before)
                 labels[start:stop] = sorted_place[rows.read_labels(start, stop)]
@@ -216,7 +216,7 @@ class _Addition:
         with (
             planned_stage("svm", self.report, self.store, self.monitor),
             self.progress.bar("svm", None, "rows") as update,
-            StoredRows(self.store.path, shards) as rows,
+            self.store.rows_of(shards) as rows,
         ):
             svm = make_svm(self.settings, self.plan, self.classes)
             known = np.searchsorted(self.classes, self.model.classes_.astype(self.classes.dtype))

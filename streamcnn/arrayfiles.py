@@ -3,20 +3,41 @@
 Pages of a memory map that are touched count as this process's memory, bytes that are read do not: so maps are read as files.
 """
 
+import io
+import math
 import mmap
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from streamcnn.errors import DataError, FileError
+from streamcnn.errors import DataError, FileError, MemoryBudgetError
 from streamcnn.labels import encode_labels
 from streamcnn.sources import PIECE_BYTES, ImageSource, check_finite, deliver, resolve_shape
+from streamcnn.system import resident_bytes
+from streamcnn.untrusted import check_regular, first_line
 
 _UNZIP_BYTES = 1 << 20
+# a limit that far down is refused by the plan, with its table
+_SMALL_LABELS = 1 << 20
+# NumPy's own limit for headers of files that are not trusted
+_MAX_HEADER = 10_000
+_HEADERS: dict[tuple[int, int], tuple[int, Callable]] = {
+    (1, 0): (2, np.lib.format.read_array_header_1_0),
+    (2, 0): (4, np.lib.format.read_array_header_2_0),
+}
+# zlib makes at most 1,032 bytes of one
+_MAX_RATIO = 1032
+# all that reading a damaged archive raises: encrypted members are a RuntimeError, others need what is not implemented
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, RuntimeError, struct.error, UnicodeDecodeError)
+# the header is a Python literal, which NumPy's parser may fail on in all these ways
+_HEADER_ERRORS = (ValueError, SyntaxError, tokenize.TokenError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 def read_npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype, int]:
@@ -31,25 +52,25 @@ def read_npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dt
     """
     try:
         version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        elif version == (2, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-        else:
+        if version not in _HEADERS:
             raise ValueError(f"version {version} of the format is for records")
-        offset = file.tell()
-    except (ValueError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, OSError) as error:
+        n_bytes, read_header = _HEADERS[version]
+        length = file.read(n_bytes)
+        # NumPy would read what is promised, up to 4 GiB, before it refuses
+        if int.from_bytes(length, "little") > _MAX_HEADER:
+            raise ValueError(f"its header is longer than {_MAX_HEADER} bytes")
+        header = file.read(int.from_bytes(length, "little"))
+        shape, fortran, dtype = read_header(io.BytesIO(length + header))
+        offset = 8 + n_bytes + len(header)
+        if any(type(side) is not int or not 0 <= side < 1 << 62 for side in shape):
+            raise ValueError(f"its shape is {shape}")
+    except (*_ZIP_ERRORS, *_HEADER_ERRORS) as error:
         raise FileError(f"{where}: not a .npy file ({first_line(error)})") from None
     if dtype.hasobject:
         raise DataError(f"{where}: holds Python objects, which are never loaded; save numbers or strings instead")
     if fortran and len(shape) > 1:
         raise DataError(f"{where}: is in Fortran order; save numpy.ascontiguousarray(images) instead")
     return shape, dtype, offset
-
-
-def first_line(error: BaseException) -> str:
-    """The reason in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _ByteSource(ImageSource):
@@ -181,7 +202,16 @@ def memmap_origin(array: np.ndarray) -> tuple[Path, int] | None:
     return path, offset
 
 
-def open_npy(path: Path, labels, image_shape, need_labels: bool) -> FlatFileSource:
+def check_label_room(n_samples: int, path: Path, memory_limit: int | None) -> None:
+    """Refuse more labels than fit the memory limit (bytes of the process; None: any); they are all held, 4 bytes each."""
+    if memory_limit is not None and (needed := 4 * n_samples) > max(_SMALL_LABELS, memory_limit - resident_bytes()):
+        raise MemoryBudgetError(
+            f"memory_limit of {memory_limit >> 20} MiB is too small for the labels of the {n_samples} images in {path}, which take "
+            f"{needed >> 20} MiB: raise memory_limit, or use fewer images"
+        )
+
+
+def open_npy(path: Path, labels, image_shape, need_labels: bool, memory_limit: int | None = None) -> FlatFileSource:
     """A `.npy` file; without `labels` those of a sibling `<stem>_labels.npy` if there is one."""
     with path.open("rb") as file:
         shape, dtype, offset = read_npy_header(file, str(path))
@@ -191,21 +221,26 @@ def open_npy(path: Path, labels, image_shape, need_labels: bool) -> FlatFileSour
     source = "labels"
     if labels is None and sibling.is_file():
         source = str(sibling)
+        check_label_room(n_samples, path, memory_limit)
         with sibling.open("rb") as file:
-            labels = read_labels_stream(file, source, n_samples)
+            labels = read_labels_stream(file, source, n_samples, check_regular(sibling))
     elif labels is None and need_labels:
         raise DataError(f"{path}: has no labels; give labels=, or save them beside it as {sibling.name}")
     encoded = None if labels is None else encode_labels(labels, n_samples, source)
     return FlatFileSource(path, shape, dtype, offset, kind="npy", image_shape=image_shape, labels=encoded)
 
 
-def read_labels_stream(file: IO[bytes], where: str, n_samples: int) -> np.ndarray:
-    """Labels from a `.npy` stream; their number is checked before they are read, so a false header costs no memory."""
-    shape, dtype, _ = read_npy_header(file, where)
+def read_labels_stream(file: IO[bytes], where: str, n_samples: int, size: int) -> np.ndarray:
+    """Labels from a `.npy` stream of `size` bytes; number and size are checked before they are read, so a false header costs no memory."""
+    shape, dtype, offset = read_npy_header(file, where)
     if shape not in ((n_samples,), (n_samples, 1)):
         raise DataError(f"{where}: must hold one label for each of the {n_samples} images, got shape {shape}")
+    if dtype.kind not in "biufSU" or not 0 < n_samples * dtype.itemsize <= size - offset:
+        raise DataError(f"{where}: must hold {n_samples} whole numbers or strings, got {size - offset} bytes of type {dtype}")
     values = np.empty(shape, dtype)
     read_fully(file, memoryview(values.reshape(-1).view(np.uint8)), where)
+    # the checksum of a zip member is compared only at its end
+    file.read(1)
     return values
 
 
@@ -239,7 +274,9 @@ class NpzSource(_ByteSource):
                 piece = view[done : done + _UNZIP_BYTES]
                 read_fully(self._member, piece, where)
                 self._at += len(piece)
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, RuntimeError, NotImplementedError) as error:
+            if self._at == self.offset + self.nbytes_:
+                self._member.read(1)  # the member's checksum is compared only at its end
+        except _ZIP_ERRORS as error:
             self.close_member()
             if isinstance(error, FileError):
                 raise
@@ -268,35 +305,55 @@ class NpzSource(_ByteSource):
         return {**super()._identity(), **file_facts(self.path), "key": self.key}
 
 
-def open_npz(path: Path, labels, images_key, labels_key, image_shape, need_labels: bool) -> NpzSource:
+def open_npz(path: Path, labels, images_key, labels_key, image_shape, need_labels: bool, memory_limit: int | None = None) -> NpzSource:
     """A `.npz` file with `images` and `labels`, or `X` and `y`, or the members named."""
     try:
         with zipfile.ZipFile(path) as archive:
             keys = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             images_key = _choose(images_key, ("images", "X"), keys, path, "images_key")
             if images_key is None:
-                raise FileError(f"{path}: has no member images or X; give images_key= one of {', '.join(keys) or '(none there)'}")
+                raise FileError(f"{path}: has no member images or X; give images_key= one of {_some(keys)}")
+            size = _member_size(archive, images_key, path)
             with archive.open(f"{images_key}.npy") as member:
                 shape, dtype, offset = read_npy_header(member, f"{path}, member {images_key}")
             resolve_shape(shape, image_shape)
             n_samples = shape[0]
-            stored = archive.getinfo(f"{images_key}.npy").file_size - offset
-            declared = int(np.prod(shape, dtype=object)) * dtype.itemsize
-            if stored != declared:
-                raise FileError(f"{path}, member {images_key}: its header promises {declared} bytes, {stored} are stored")
+            declared = math.prod(shape) * dtype.itemsize
+            if size - offset != declared:
+                raise FileError(f"{path}, member {images_key}: its header promises {declared} bytes, {size - offset} are stored")
             source = "labels"
             if labels is None:
                 labels_key = _choose(labels_key, ("labels", "y"), keys, path, "labels_key")
                 if labels_key is None and need_labels:
-                    raise DataError(f"{path}: has no member labels or y; give labels= or labels_key= one of {', '.join(keys)}")
+                    raise DataError(f"{path}: has no member labels or y; give labels= or labels_key= one of {_some(keys)}")
                 if labels_key is not None:
                     source = f"{path}, member {labels_key}"
+                    check_label_room(n_samples, path, memory_limit)
+                    size = _member_size(archive, labels_key, path)
                     with archive.open(f"{labels_key}.npy") as member:
-                        labels = read_labels_stream(member, source, n_samples)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+                        labels = read_labels_stream(member, source, n_samples, size)
+    except _ZIP_ERRORS as error:
+        if isinstance(error, FileError):
+            raise
         raise FileError(f"{path}: not a readable .npz file ({first_line(error)})") from None
     encoded = None if labels is None else encode_labels(labels, n_samples, source)
     return NpzSource(path, images_key, shape, dtype, offset, image_shape, encoded)
+
+
+def _member_size(archive: zipfile.ZipFile, key: str, path: Path) -> int:
+    """Bytes of a member, unpacked: what the archive says of it can be true only within what is in the file."""
+    member, size = archive.getinfo(f"{key}.npy"), path.stat().st_size
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise FileError(f"{path}, member {key}: must be stored or deflated, as numpy writes it, got method {member.compress_type}")
+    most = member.compress_size * (1 if member.compress_type == zipfile.ZIP_STORED else _MAX_RATIO)
+    if member.file_size > most or member.compress_size > size:
+        raise FileError(f"{path}, member {key}: declares {member.file_size} bytes, which {member.compress_size} of the file cannot be")
+    return member.file_size
+
+
+def _some(keys: list[str]) -> str:
+    """The first names of an archive, for errors."""
+    return ", ".join(name[:100] for name in keys[:20]) or "(none there)"
 
 
 def _choose(key: str | None, usual: tuple[str, ...], keys: list[str], path: Path, argument: str) -> str | None:
@@ -304,5 +361,5 @@ def _choose(key: str | None, usual: tuple[str, ...], keys: list[str], path: Path
     if key is None:
         return next((name for name in usual if name in keys), None)
     if key not in keys:
-        raise FileError(f"{path}: {argument} is {key!r} but the file holds {', '.join(keys) or 'no arrays'}")
+        raise FileError(f"{path}: {argument} is {key!r} but the file holds {_some(keys)}")
     return key

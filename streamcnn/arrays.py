@@ -12,16 +12,17 @@ from typing import Any
 import h5py
 import numpy as np
 
-from streamcnn.errors import FileError, MemoryBudgetError, ModelError
+from streamcnn.errors import MemoryBudgetError, ModelError
 from streamcnn.faults import step
 from streamcnn.files import replacing
 from streamcnn.h5files import creating
 from streamcnn.memory import format_bytes
 from streamcnn.system import resident_bytes
+from streamcnn.untrusted import H5_ERRORS, check_regular, first_line, fits_json, open_h5, parse_json, plain_dataset
 
-_MAX_BYTES = 1 << 40
-_MAX_HEADER = 1 << 26
 _SMALL_FILE = 16 << 20
+# a model has a dozen arrays; each name costs time even when it holds nothing
+_MAX_ARRAYS = 1000
 
 
 def array_hash(arrays: dict[str, np.ndarray]) -> str:
@@ -48,10 +49,14 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any
         Flush to disk before the file takes its name.
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    text = json.dumps(header | {"sha256": array_hash(arrays)}, sort_keys=True)
+    text = json.dumps(header | {"sha256": array_hash(arrays)}, sort_keys=True).encode()
+    if not fits_json(text):
+        raise ModelError(
+            f"{path} cannot be written: a header of {len(text)} bytes could not be read again; use fewer or shorter class names"
+        )
     with replacing(path, durable) as temporary, creating(temporary) as file:
         # a data set, not an attribute: attributes end at 64 KiB, which a thousand class names pass
-        file.create_dataset("json", data=np.frombuffer(text.encode(), np.uint8), chunks=(len(text.encode()),), fletcher32=True)
+        file.create_dataset("json", data=np.frombuffer(text, np.uint8), chunks=(len(text),), fletcher32=True)
         for name, array in arrays.items():
             # fletcher32 needs chunks, and chunks need elements and axes; the hash covers the rest
             chunks = _chunks(array) if array.size and array.ndim else None
@@ -91,9 +96,7 @@ def load_arrays(
     MemoryBudgetError
         The file is larger than what the limit leaves.
     """
-    if not path.is_file():
-        raise FileError(f"{path}: no such file")
-    size, held = path.stat().st_size, resident_bytes()
+    size, held = check_regular(path), resident_bytes()
     # a small file never matters: a limit that far down is refused by the plan of what follows, with its table
     if memory_limit is not None and size > _SMALL_FILE and held + size > memory_limit:
         raise MemoryBudgetError(
@@ -101,54 +104,40 @@ def load_arrays(
             f"already has {format_bytes(held)} in use; set memory_limit to at least {((held + size) >> 20) + 4}MiB"
         )
     try:
-        with h5py.File(path, "r") as file:
-            arrays = {name: _read_plain(file, name, path) for name in _plain_names(file, path)}
-    except ModelError:
-        raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is not a {format_name} file, or it is damaged ({_first_line(error)}); write it again") from error
+        with open_h5(path, ModelError) as file:
+            arrays = _read_plain(file, path, size)
+    except H5_ERRORS as error:
+        reason = first_line(error).removeprefix(f"{path}: ")
+        raise ModelError(f"{path} is not a {format_name} file, or it is damaged ({reason}); write it again") from error
     header = _parse_header(arrays.pop("json", None))
     if header is None or header.get("format") != format_name:
         raise ModelError(f"{path} is not a {format_name} file: its header is missing or names another format")
-    if not isinstance(header.get("format_version"), int) or header["format_version"] > newest_version:
-        raise ModelError(
-            f"{path} has format version {header.get('format_version')}, this streamcnn reads up to {newest_version}: update streamcnn"
-        )
+    version = header.get("format_version")
+    if not isinstance(version, int) or not 1 <= version <= newest_version:
+        raise ModelError(f"{path} has format version {version}, this streamcnn reads up to {newest_version}: update streamcnn")
     if header.pop("sha256", None) != array_hash(arrays):
         raise ModelError(f"{path} is damaged: its contents do not match their hash; restore it from a copy or write it again")
     return arrays, header
 
 
-def _plain_names(file: h5py.File, path: Path) -> list[str]:
-    names = []
+def _read_plain(file: h5py.File, path: Path, size: int) -> dict[str, np.ndarray]:
+    """All arrays of the file, none of which may be more than plain numbers directly below the root."""
+    if len(file) > _MAX_ARRAYS:
+        raise ModelError(f"{path} holds {len(file)} arrays, more than the {_MAX_ARRAYS} of any streamcnn file: refused")
+    arrays, left = {}, max(4096, size)
     for name in file:
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise ModelError(f"{path} holds a link ({name}), which no streamcnn file has: refused")
-        names.append(name)
-    return names
-
-
-def _read_plain(file: h5py.File, name: str, path: Path) -> np.ndarray:
-    item = file[name]
-    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "biuf" or item.is_virtual or item.external:
-        raise ModelError(f"{path} holds {name}, which is no plain array of numbers stored in the file itself: refused")
-    limit = _MAX_HEADER if name == "json" else _MAX_BYTES
-    # what is declared must be stored: no compression is used, so a larger shape is a trap that would fill the memory
-    if item.nbytes > limit or item.nbytes > max(4096, path.stat().st_size):
-        raise ModelError(f"{path} declares {item.nbytes} bytes for {name}, more than the file holds: refused")
-    for i in range(item.id.get_create_plist().get_nfilters()):
-        if item.id.get_create_plist().get_filter(i)[0] != h5py.h5z.FILTER_FLETCHER32:
-            raise ModelError(f"{path} stores {name} through a filter that no streamcnn file uses: refused")
-    return item[()] if item.ndim else np.asarray(item[()])
+        item = plain_dataset(file, name, path, f"array {name}", ModelError)
+        # several names may be one data set, which the file stores once and memory would hold as often as it is named
+        left -= item.nbytes
+        if left < 0:
+            raise ModelError(f"{path} declares more bytes than the {size} it holds, {name} being the last: refused")
+        arrays[name] = item[()] if item.ndim else np.asarray(item[()])
+    return arrays
 
 
 def _parse_header(raw: np.ndarray | None) -> dict[str, Any] | None:
     try:
-        header = json.loads(raw.tobytes()) if raw is not None else None
-    except ValueError:
+        header = parse_json(raw.tobytes()) if raw is not None else None
+    except ValueError:  # also of texts that are made to fill memory
         return None
     return header if isinstance(header, dict) else None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

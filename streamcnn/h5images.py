@@ -8,64 +8,28 @@ from typing import Any
 import h5py
 import numpy as np
 
-from streamcnn.arrayfiles import file_facts, first_line
+from streamcnn.arrayfiles import check_label_room, file_facts
 from streamcnn.errors import DataError, FileError, StreamCNNError
 from streamcnn.files import replacing
 from streamcnn.h5files import NewFile, creating
+from streamcnn.h5text import variable_strings
 from streamcnn.labels import encode_labels, encode_pieces, label_values
 from streamcnn.sources import PIECE_BYTES, ImageSource, check_finite, deliver, resolve_shape
+from streamcnn.untrusted import BUILT_IN_FILTERS, H5_ERRORS, data_sets, first_line, has_name, open_h5, plain_dataset
 
 _MIN_CACHE = 1 << 20
 _MAX_CACHE = 32 << 20
 _CACHE_SLOTS = 8191
 _WRITE_CHUNK = 1 << 20
-_LABELS = 1 << 16
-
-
-def open_h5_file(path: Path) -> h5py.File:
-    """The file opened for reading; network drives often cannot lock, which a reader can do without."""
-    try:
-        return h5py.File(path, "r", locking="best-effort")
-    except OSError as error:
-        raise FileError(f"{path}: not a readable HDF5 file ({first_line(error)})") from None
+# labels read at a time, and the bytes that these may take
+_LABELS, _LABEL_BYTES = 1 << 16, 1 << 26
+# a chunk of labels is unpacked whole before the first one is known
+_LABEL_CHUNK = 1 << 26
 
 
 def _find(file: h5py.File, key: str, path: Path, argument: str) -> h5py.Dataset:
-    """The data set `key`, refused when its values are not plain numbers or strings inside this very file.
-
-    Links and external storage are refused because the fingerprint watches this file only, and because a crafted file could
-    otherwise make us read any file of the machine.
-    """
-    group: Any = file
-    for part in key.strip("/").split("/"):
-        # `part in group` would follow an external link to find out
-        there = part and isinstance(group, h5py.Group) and group.id.links.exists(part.encode())
-        link = group.get(part, getlink=True) if there else None
-        if link is None:
-            raise FileError(f"{path}: {argument} {key!r} is not there; the file holds {', '.join(_keys(file)) or 'no data sets'}")
-        if not isinstance(link, h5py.HardLink):
-            raise FileError(f"{path}: {argument} {key!r} leads elsewhere by a link; copy the data into the file")
-        group = group[part]
-    if not isinstance(group, h5py.Dataset):
-        raise FileError(f"{path}: {argument} {key!r} is a group; the file holds {', '.join(_keys(file))}")
-    if group.external or group.is_virtual:
-        raise FileError(f"{path}: {argument} {key!r} keeps its values in other files; copy the data into the file")
-    if group.shape is None or (group.dtype.kind == "O" and h5py.check_string_dtype(group.dtype) is None):
-        raise DataError(f"{path}: {argument} {key!r} must hold numbers (labels: or strings), got type {group.dtype}")
-    return group
-
-
-def _keys(file: h5py.File, most: int = 20) -> list[str]:
-    """Names of the first data sets of the file."""
-    found: list[str] = []
-
-    def visit(name, item):
-        if isinstance(item, h5py.Dataset):
-            found.append(name)
-        return True if len(found) >= most else None
-
-    file.visititems(visit)
-    return found
+    """The data set `key` of numbers or strings, plain but for compression."""
+    return plain_dataset(file, key, path, f"{argument} {key!r}", filters=BUILT_IN_FILTERS, text=True)
 
 
 def _cache_bytes(data: h5py.Dataset) -> int:
@@ -95,6 +59,8 @@ class H5Source(ImageSource):
         Used instead of those in the file.
     need_labels : bool
         Whether to refuse a file without labels.
+    memory_limit : int or None
+        Bytes for the whole process, which has to have room for the labels.
     """
 
     kind = "h5"
@@ -103,19 +69,20 @@ class H5Source(ImageSource):
     _data: Any = None
     _buffer: np.ndarray | None = None
 
-    def __init__(self, path: Path, images_key=None, labels_key=None, image_shape=None, labels=None, need_labels=False):
+    def __init__(self, path: Path, images_key=None, labels_key=None, image_shape=None, labels=None, need_labels=False, memory_limit=None):
         self.path, self.key = path, images_key or "images"
-        with open_h5_file(path) as file:
+        with open_h5(path) as file:
             data = _find(file, self.key, path, "images_key")
             shape, n_samples, encoded = resolve_shape(data.shape, image_shape), data.shape[0], None
             if labels is not None:
                 encoded = encode_labels(labels, n_samples)
-            elif labels_key is not None or "labels" in file:
+            elif labels_key is not None or has_name(file, "labels"):
                 labels_key = labels_key or "labels"
+                check_label_room(n_samples, path, memory_limit)
                 where = f"{path}, key {labels_key}"
                 encoded = encode_pieces(_read_labels(file, labels_key, path, n_samples), n_samples, where)
             elif need_labels:
-                raise DataError(f"{path}: has no data set labels; give labels= or labels_key= one of {', '.join(_keys(file))}")
+                raise DataError(f"{path}: has no data set labels; give labels= or labels_key= one of {', '.join(data_sets(file))}")
             super().__init__(n_samples, shape, data.dtype, encoded)
             self._stored_shape = data.shape[1:]
             self._cache = _cache_bytes(data)
@@ -133,19 +100,22 @@ class H5Source(ImageSource):
 
     def _open(self) -> h5py.Dataset:
         if self._data is None:
-            self._file = open_h5_file(self.path)
+            self._file = open_h5(self.path)
             _find(self._file, self.key, self.path, "images_key")
             access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
             if self._cache:
                 # 0.75 is HDF5's default. Measured with 1.0: chunks read in part never left the cache, which grew by every one of them
                 access.set_chunk_cache(_CACHE_SLOTS, self._cache, 0.75)
-            self._data = h5py.Dataset(h5py.h5d.open(self._file.id, self.key.encode(), access))
+            try:
+                self._data = h5py.Dataset(h5py.h5d.open(self._file.id, self.key.encode(), access))
+            except H5_ERRORS as error:
+                raise FileError(f"{self.path}, key {self.key}: cannot be opened ({first_line(error)})") from error
         return self._data
 
     def _read_slice(self, start: int, stop: int, out: np.ndarray) -> None:
         try:
             self._open().read_direct(out, np.s_[start:stop])
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        except H5_ERRORS as error:
             if isinstance(error, (FileError, DataError)):
                 raise
             where = f"{self.path}, key {self.key}"
@@ -192,13 +162,22 @@ def _read_labels(file: h5py.File, key: str, path: Path, n_samples: int) -> Itera
     data = _find(file, key, path, "labels_key")
     if data.shape not in ((n_samples,), (n_samples, 1)):
         raise DataError(f"{path}, key {key}: must hold one label for each of the {n_samples} images, got shape {data.shape}")
+    if data.chunks is not None and math.prod(data.chunks) * data.dtype.itemsize > max(_LABEL_CHUNK, n_samples * data.dtype.itemsize):
+        raise FileError(f"{path}, key {key}: labels must be stored in chunks of at most {_LABEL_CHUNK} bytes, got {data.chunks}")
+    text = h5py.check_string_dtype(data.dtype)
     try:
-        values = data.asstr("utf-8") if h5py.check_string_dtype(data.dtype) is not None else data
-        for start in range(0, n_samples, _LABELS):
-            yield values[start : start + _LABELS]
+        if text is not None and text.length is None:
+            yield from variable_strings(data, path, f"{path}, key {key}")
+            return
+        values = data if text is None else data.asstr("utf-8")
+        step = max(1, min(_LABELS, _LABEL_BYTES // data.dtype.itemsize))
+        for start in range(0, n_samples, step):
+            yield values[start : start + step]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, key {key}: labels must be UTF-8 ({error})") from None
-    except (OSError, RuntimeError) as error:
+    except H5_ERRORS as error:
+        if isinstance(error, StreamCNNError):
+            raise
         raise FileError(f"{path}, key {key}: cannot be read ({first_line(error)})") from error
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from streamcnn.errors import DataError, FileError, MemoryBudgetError
+from streamcnn.imagetraps import trap_in
 
 EXTENSIONS = (".pgm", ".ppm", ".pnm", ".pbm", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("PPM", "PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -151,6 +152,8 @@ class Caps:
         width, height = image.size
         if width * height > self.pixels:
             raise FileError(f"{path}: has {width * height} pixels, more than the {self.pixels} allowed; scale it down")
+        if (trap := trap_in(path, image)) is not None:
+            raise FileError(f"{path}: {trap}; save it again in an image program")
         needed = decode_bytes(image, self.resized)
         if self.decode_bytes is not None and needed > self.decode_bytes:
             raise MemoryBudgetError(

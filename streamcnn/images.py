@@ -29,6 +29,7 @@ from streamcnn.imagefiles import (
 from streamcnn.labels import encode_labels
 from streamcnn.sources import ArraySource, ImageSource, check_finite, check_image_shape
 from streamcnn.system import resident_bytes
+from streamcnn.untrusted import check_regular
 
 __all__ = ["ArraySource", "FlatFileSource", "FolderSource", "H5Source", "ImageSource", "open_images", "write_images_h5"]
 
@@ -243,7 +244,8 @@ def open_images(
     need_labels : bool
         Whether images without labels are an error.
     memory_limit : int, optional
-        Bytes for the whole process: a file whose decoding would pass what is left of them is refused before it is decoded.
+        Bytes for the whole process: an image file whose decoding would pass what is left of them is refused before it is decoded, and
+        labels before they are read.
 
     Returns
     -------
@@ -258,7 +260,7 @@ def open_images(
     ParameterError
         For a wrong `on_error` or `image_shape`.
     MemoryBudgetError
-        For an image file too large for `memory_limit`.
+        For an image file, or labels, too large for `memory_limit`.
 
     Examples
     --------
@@ -270,7 +272,7 @@ def open_images(
     if on_error not in ("raise", "skip"):
         raise ParameterError(f'on_error must be "raise" or "skip", got {on_error!r}')
     if isinstance(data, (str, Path)):
-        options = (image_shape, on_error, known_bad, decoding_caps(memory_limit))
+        options = (image_shape, on_error, known_bad, memory_limit)
         source = _open_path(Path(data), labels, images_key, labels_key, options, need_labels)
     elif isinstance(data, ImageSource):
         if labels is not None:
@@ -292,19 +294,22 @@ def decoding_caps(memory_limit: int | None) -> Caps:
 
 
 def _open_path(path: Path, labels, images_key, labels_key, options, need_labels: bool) -> ImageSource:
-    image_shape, on_error, known_bad, caps = options
-    if not path.exists():
-        raise FileError(f"{path}: no such file or folder")
+    image_shape, on_error, known_bad, memory_limit = options
+    caps = decoding_caps(memory_limit)
     try:
+        if not path.exists():
+            raise FileError(f"{path}: no such file or folder")
+        if not path.is_dir():
+            check_regular(path)
         if path.is_dir():
             return FolderSource(path, list_images(path), image_shape, labels, on_error, known_bad, caps)
         suffix = path.suffix.lower()
         if suffix in _H5_SUFFIXES:
-            return H5Source(path, images_key, labels_key, image_shape, labels, need_labels)
+            return H5Source(path, images_key, labels_key, image_shape, labels, need_labels, memory_limit)
         if suffix == ".npz":
-            return open_npz(path, labels, images_key, labels_key, image_shape, need_labels)
+            return open_npz(path, labels, images_key, labels_key, image_shape, need_labels, memory_limit)
         if suffix == ".npy":
-            return open_npy(path, labels, image_shape, need_labels)
+            return open_npy(path, labels, image_shape, need_labels, memory_limit)
         if is_image_name(path.name):
             return FolderSource(path.parent, listing_of_file(path), image_shape, labels, caps=caps)
     except DataError as error:

@@ -10,6 +10,8 @@ import numpy as np
 from streamcnn.errors import DataError
 
 _PIECE = 1 << 16
+# strings lie in NumPy padded to the longest one: a single label of a megabyte would make 65,536 of them 256 GiB
+_MOST_TEXT = 1 << 28
 
 
 def label_values(values, source: str = "labels") -> np.ndarray:
@@ -63,11 +65,27 @@ def label_values(values, source: str = "labels") -> np.ndarray:
 
 def _from_objects(array: np.ndarray, source: str) -> np.ndarray:
     """An object array whose values share one kind (as pandas gives them) -> an array of that kind."""
-    for kinds, dtype in (((str,), "U"), ((bytes,), "S"), ((bool, np.bool_), bool), ((int, np.integer), None)):
+    if len(array) and all(isinstance(value, str) for value in array):
+        return text_array(array.tolist(), source)
+    for kinds, dtype in (((bytes,), "S"), ((bool, np.bool_), bool), ((int, np.integer), None)):
         if len(array) and all(isinstance(value, kinds) for value in array):
             return np.array(array.tolist(), dtype=dtype)
     names = sorted({type(value).__name__ for value in array})
     raise DataError(f"Unknown label type: {source} must be all whole numbers or all strings, got {', '.join(names)}")
+
+
+def text_array(values: list[str], source: str = "labels") -> np.ndarray:
+    """Strings as an array of 'U'.
+
+    Raises
+    ------
+    DataError
+        When padding all of them to the longest would take more than 256 MiB.
+    """
+    longest = max(map(len, values), default=0)
+    if 4 * longest * len(values) > _MOST_TEXT:
+        raise DataError(f"{source} must be short, but among {len(values)} of them one has {longest} characters: shorten it")
+    return np.array(values, dtype="U")
 
 
 def encode_labels(values, n_samples: int, source: str = "labels") -> tuple[np.ndarray, np.ndarray]:
@@ -105,10 +123,14 @@ def encode_pieces(pieces: Iterable, n_samples: int, source: str = "labels") -> t
             raise DataError(f"Unknown label type: {source} must be all whole numbers or all strings, got both")
         dtype = np.promote_types(dtype, values.dtype) if seen else values.dtype
         unique, inverse = np.unique(values, return_inverse=True)
-        places = np.array([seen.setdefault(value, len(seen)) for value in unique.tolist()], np.int32)
+        try:
+            found = unique.tolist()
+        except ValueError as error:  # numbers in the place of characters
+            raise DataError(f"{source} must be text of Unicode characters ({error})") from None
+        places = np.array([seen.setdefault(value, len(seen)) for value in found], np.int32)
         codes[done : done + len(values)] = places[inverse.reshape(-1)]
         done += len(values)
-    classes = np.array(list(seen), dtype)
+    classes = text_array(list(seen), source) if dtype.kind == "U" else np.array(list(seen), dtype)
     order = np.argsort(classes)
     sorted_place = np.empty(len(order), np.int32)
     sorted_place[order] = np.arange(len(order))

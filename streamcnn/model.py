@@ -14,6 +14,7 @@ from streamcnn.features import FeatureExtractor
 from streamcnn.files import scratch_folder
 from streamcnn.images import ImageSource
 from streamcnn.kernels import get_kernels, resolve_device
+from streamcnn.labels import text_array
 from streamcnn.memory import MemoryMonitor, parse_bytes
 from streamcnn.network import Network
 from streamcnn.pca import StreamingPCA
@@ -111,6 +112,10 @@ class Model:
                 if self.pca is not None:
                     self.pca.transform_block(block, rows)
                 decisions = self.svm.decide_block(rows)[:n_valid]
+                if not np.isfinite(decisions).all():
+                    raise ModelError(
+                        f"the model's decision on image {start} is no finite number: its coefficients are absurd; train it again"
+                    )
             yield start, decisions
             if update is not None:
                 update(n_valid)
@@ -138,7 +143,11 @@ class Model:
 
 
 def load_model(path: str | Path, memory_limit: int | str | None = None) -> Model:
-    """Read a model file; nothing in it is executed.
+    """Read a model file, which may come from a stranger.
+
+    Nothing in it is executed, and nothing in it leads to another file. What is damaged, does not fit together or would fill the memory
+    is refused here, decisions that are no finite numbers while predicting. The hash inside finds damage, not forgery: a model made to
+    mislead is a valid file, so take models from whom you trust to have trained them.
 
     Parameters
     ----------
@@ -163,18 +172,41 @@ def load_model(path: str | Path, memory_limit: int | str | None = None) -> Model
             part, _, rest = name.partition(".")
             parts[part][rest] = array
         network = Network.from_arrays(header.pop("network"), parts["network"])
+        if not all(np.isfinite(filters).all() for filters in network.filters):
+            raise DataError("its filters are no finite numbers")
         pca = StreamingPCA.from_arrays(parts["pca"]) if parts["pca"] else None
         svm = StreamingSVC.from_arrays(parts["svm"])
-        classes = np.asarray(header.pop("classes"))
+        classes = _classes(header.pop("classes"))
         width = network.n_features if pca is None else pca.n_components_
-        if classes.ndim != 1 or len(classes) != len(svm.classes_) or classes.dtype.kind not in "iU" or svm.n_features_in_ != width:
+        fits = pca is None or pca.n_features_in_ == network.n_features
+        if len(classes) != len(svm.classes_) or svm.n_features_in_ != width or not fits:
             raise ModelError(f"{path} holds parts of different models: train it again")
-        # looked up while predicting: a header without them is no model
-        if not {"settings", "pixels", "feature_dtype"} <= header.keys():
-            raise ModelError(f"{path} lacks or misstates a part of the model (its header is incomplete): train it again")
+        _check_header(header)
         return Model(network, pca, svm, classes, {k: v for k, v in header.items() if not k.startswith("format")})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(f"{path} lacks or misstates a part of the model ({error}): train it again") from error
+
+
+def _classes(values: Any) -> np.ndarray:
+    """Class names or numbers of a header as an array."""
+    if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
+        classes = text_array(values, "class names")
+    else:
+        classes = np.asarray(values)
+    if classes.ndim != 1 or classes.dtype.kind not in "iuU" or len(np.unique(classes)) != len(classes):
+        raise DataError("its classes must be different names or whole numbers")
+    return classes
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    """Refuse a header without what is looked up in it later."""
+    settings = header["settings"]
+    if not isinstance(settings, dict) or not {"device", "preset", "seed"} <= settings.keys():
+        raise DataError("its header is incomplete: settings")
+    if header["pixels"] not in ("uint8", "float32") or header["feature_dtype"] not in ("float16", "float32"):
+        raise DataError("its header is incomplete: pixels or feature_dtype")
+    if type(header["n_train"]) is not int:
+        raise DataError("its header is incomplete: n_train")
 
 
 def fit_model(

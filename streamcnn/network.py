@@ -5,6 +5,7 @@ order one on the data at hand.
 """
 
 import logging
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -23,6 +24,8 @@ logger = logging.getLogger("streamcnn")
 CALIBRATION_BYTES = 1 << 24
 # images convolved at a time to scale the filters
 DRAW_CHUNK = 16
+# of a network that is loaded: values of an image (512 MiB of float32), and padding, whose sum with a side is held in arrays
+_MOST_VALUES, _MOST_PADDING = 1 << 27, 1 << 12
 # a bank is drawn a little below its threshold: scaling to float32 may move a similarity by a few 2**-24
 _ROUNDING = 1 - 1e-6
 
@@ -361,15 +364,42 @@ class Network:
 
     @classmethod
     def from_arrays(cls, description: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Network":
-        """Rebuild what `describe` and `to_arrays` gave."""
-        geometry = resolve_layers([layer_from_dict(d) for d in description["layers"]], tuple(description["image_shape"]))
-        network = cls(geometry, preprocess.resolve_preprocess(description["steps"]))
-        network.filters = [arrays[f"filters_{number}"] for number in range(1, len(geometry) + 1)]
-        network.info = description["info"]
+        """Rebuild what `describe` and `to_arrays` gave.
+
+        Raises
+        ------
+        DataError
+            When they do not fit together, or describe what no memory could hold.
+        """
+        try:
+            shape, layers = tuple(description["image_shape"]), [layer_from_dict(values) for values in description["layers"]]
+            _check_sizes(shape, layers)
+            geometry = resolve_layers(layers, shape)
+            network = cls(geometry, preprocess.resolve_preprocess(description["steps"]))
+            network.filters = [arrays[f"filters_{number}"] for number in range(1, len(geometry) + 1)]
+            network.info = [dict(info) for info in description["info"]]
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise DataError(f"a saved network lacks or misstates a part ({error}); train it again") from None
         for g, filters in zip(geometry, network.filters):
             if filters.shape != g.filters_shape or filters.dtype != np.float32:
-                raise DataError(f"filters are {filters.shape} {filters.dtype}, the layer needs {g.filters_shape} float32")
+                raise DataError(f"filters are {filters.shape} {filters.dtype}, the layer needs {g.filters_shape} float32; train it again")
+            if math.prod(g.out_shape) > _MOST_VALUES:
+                raise DataError(
+                    f"a saved network makes {math.prod(g.out_shape)} values of an image, more than {_MOST_VALUES}: train it again"
+                )
+        if len(arrays) != len(geometry) or len(network.info) != len(geometry):
+            raise DataError(f"a saved network of {len(geometry)} layers has {len(arrays)} arrays of filters; train it again")
         return network
+
+
+def _check_sizes(image_shape: tuple[Any, ...], layers: list[ConvLayer]) -> None:
+    """Refuse sizes that would fill the memory before they are compared with the filters, which are as they are in the file."""
+    if len(image_shape) != 3 or not all(_is_int(side) and side > 0 for side in image_shape) or math.prod(image_shape) > _MOST_VALUES:
+        raise DataError(f"image_shape must be three positive whole numbers whose product is at most {_MOST_VALUES}, got {image_shape}")
+    for layer in layers:
+        layer.check()
+        if layer.padding > _MOST_PADDING:
+            raise DataError(f"padding must be at most {_MOST_PADDING}, got {layer.padding}")
 
 
 def layer_from_dict(values: dict[str, Any]) -> ConvLayer:

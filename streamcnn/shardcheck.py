@@ -15,9 +15,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from streamcnn.arrayfiles import first_line, read_fully
+from streamcnn.arrayfiles import read_fully
+from streamcnn.errors import StoreError
 from streamcnn.shards import chunk_shapes, open_shard_bytes, rows_hash
 from streamcnn.threads import resolve_n_jobs, share
+from streamcnn.untrusted import H5_ERRORS, OWN_FILTERS, check_regular, first_line, open_h5, plain_dataset
 
 # two for each core, as they wait for the disk in turn. More than 8 would read no faster from any disk, and each takes memory
 _THREADS = 8
@@ -43,7 +45,7 @@ def shard_errors(folder: Path, entries: list[dict[str, Any]]) -> list[str | None
             _announce(folder / coming["file"])
         try:
             _check(folder / entry["file"], entry)
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        except H5_ERRORS as error:
             errors[number] = first_line(error)
 
     share(check, range(len(entries)), _n_threads(entries))
@@ -61,7 +63,10 @@ def check_bytes(entries: list[dict[str, Any]]) -> dict[str, int]:
 
 def is_there(path: Path, entry: dict[str, Any]) -> bool:
     """Whether the shard's file is there and of the size it was written with."""
-    return path.is_file() and path.stat().st_size == entry["bytes"]
+    try:
+        return check_regular(path, StoreError, links=False) == entry["bytes"]
+    except StoreError:
+        return False
 
 
 def _n_threads(entries: list[dict[str, Any]]) -> int:
@@ -81,10 +86,10 @@ def _check(path: Path, entry: dict[str, Any]) -> None:
         raise ValueError("missing or of another size")
     n_rows, width, dtype = entry["rows"], entry["n_features"], np.dtype(entry["dtype"])
     shapes = chunk_shapes(n_rows, width, dtype.itemsize)
-    with h5py.File(path, "r", locking="best-effort") as file:
+    with open_h5(path, StoreError, links=False) as file:
         places = [
-            _places(file, "features", (n_rows, width), dtype, shapes[0]),
-            _places(file, "labels", (n_rows,), np.dtype("<i8"), shapes[1]),
+            _places(file, path, "features", (n_rows, width), dtype, shapes[0]),
+            _places(file, path, "labels", (n_rows,), np.dtype("<i8"), shapes[1]),
         ]
     hashes = []
     with path.open("rb", buffering=0) as file:
@@ -98,16 +103,13 @@ def _check(path: Path, entry: dict[str, Any]) -> None:
         raise ValueError("contents do not match their hash")
 
 
-def _places(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, chunks: tuple[int, ...]) -> np.ndarray:
+def _places(file: h5py.File, path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, chunks: tuple[int, ...]) -> np.ndarray:
     """Where the chunks of a data set begin in the file, in order of their rows: int64."""
-    item = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
-    if not isinstance(item, h5py.Dataset) or item.shape != shape or item.dtype != dtype:
+    item = plain_dataset(file, name, path, name, StoreError)
+    if item.shape != shape or item.dtype != dtype:
         raise ValueError(f"{name} is not an array {shape} of {dtype}, as the manifest says")
-    created = item.id.get_create_plist()
-    filters = [created.get_filter(i)[0] for i in range(created.get_nfilters())]
-    # neither external nor virtual data sets have chunks
-    if item.chunks != chunks or filters != [h5py.h5z.FILTER_FLETCHER32]:
-        raise ValueError(f"{name} is in chunks of {item.chunks} with filters {filters}, as no streamcnn stores it")
+    if item.chunks != chunks or item.id.get_create_plist().get_nfilters() != len(OWN_FILTERS):
+        raise ValueError(f"{name} is in pieces of {item.chunks} or without checksums, as no streamcnn stores it")
     places = np.empty(-(-shape[0] // chunks[0]), np.int64)
     stored = int(np.prod(chunks)) * dtype.itemsize + 4
     for number in range(len(places)):

@@ -1,7 +1,8 @@
 """One shard: rows and labels in an HDF5 file that is written once and then only read."""
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from streamcnn.errors import StoreError
 from streamcnn.faults import step
 from streamcnn.forking import ThreadLock, tell_child
 from streamcnn.h5files import NewFile
+from streamcnn.untrusted import H5_ERRORS, open_h5, plain_dataset
 
 HDF5_CHUNK_BYTES = 1 << 18
 _SHARD_BYTES = 1 << 25
@@ -106,15 +108,41 @@ class ShardWriter:
 
 
 class StoredRows:
-    """Rows in shards, read from any place and by any thread; one shard is open at a time. See `rows.Rows`."""
+    """Rows in shards, read from any place and by any thread; one shard is open at a time. See `rows.Rows`.
 
-    def __init__(self, folder: Path, shards: list[dict[str, Any]]):
-        self._folder, self._shards = folder, shards
+    Parameters
+    ----------
+    folder : Path
+        The store.
+    shards : list of dict
+        Entries of its manifest, in order of their rows.
+    check : callable, optional
+        Called with an entry before its file is opened; raises when the file is not to be trusted.
+
+    Raises
+    ------
+    StoreError
+        When shards are missing between them, or they do not have rows of one kind.
+    """
+
+    def __init__(self, folder: Path, shards: list[dict[str, Any]], check: Callable[[dict[str, Any]], None] | None = None):
+        self._folder, self._shards, self._check = folder, shards, check
+        self.n_rows = 0
+        for entry in shards:
+            if entry["start"] != self.n_rows:
+                raise StoreError(
+                    f"{folder / entry['file']} must start at row {self.n_rows}, where the shard before it ends, but the manifest says "
+                    f"{entry['start']}: fit again with --resume to recompute what is missing"
+                )
+            if any(entry[key] != shards[0][key] for key in ("n_features", "dtype")):
+                raise StoreError(f"{folder / entry['file']} has rows of another width or type than {shards[0]['file']}: fit afresh")
+            self.n_rows += entry["rows"]
         self._starts = np.array([e["start"] for e in shards], np.int64)
-        self.n_rows = sum(e["rows"] for e in shards)
         self.n_features = shards[0]["n_features"] if shards else 0
         self._file: h5py.File | None = None
         self._open_name = ""
+        # data sets of the open file that have been looked at
+        self._items: dict[str, h5py.Dataset] = {}
         self._buffer = np.empty(0, np.float16)
         self._reading = ThreadLock()
         tell_child(self)
@@ -133,6 +161,7 @@ class StoredRows:
     def close(self) -> None:
         """Close the shard that is open."""
         if self._file is not None:
+            self._items.clear()
             self._file.close()
             self._file, self._open_name = None, ""
 
@@ -140,13 +169,22 @@ class StoredRows:
         path = self._folder / entry["file"]
         if entry["file"] != self._open_name:
             self.close()
-            self._file = h5py.File(path, "r", rdcc_nbytes=2 * HDF5_CHUNK_BYTES, locking="best-effort")
+            if self._check is not None:
+                self._check(entry)
+            self._file = open_h5(path, StoreError, links=False, rdcc_nbytes=2 * HDF5_CHUNK_BYTES)
             self._open_name = entry["file"]
+        if name in self._items:
+            return self._items[name]
         assert self._file is not None
-        item = self._file[name]
+        item = plain_dataset(self._file, name, path, name, StoreError)
         shape = (entry["rows"], entry["n_features"]) if name == "features" else (entry["rows"],)
-        if item.shape != shape or item.dtype.name != (entry["dtype"] if name == "features" else "int64"):
-            raise StoreError(f"{path}: {name} is {item.shape} {item.dtype}, the manifest says {shape}")
+        dtype = np.dtype(entry["dtype"] if name == "features" else np.int64)
+        if item.shape != shape or item.dtype != dtype:
+            raise StoreError(f"{path}: {name} is {item.shape} {item.dtype}, the manifest says {shape} {dtype}: fit again with --resume")
+        # what `open_shard_bytes` declares; without pieces there are no checksums
+        if item.chunks is None or item.dtype.itemsize * math.prod(item.chunks) > max(HDF5_CHUNK_BYTES, item.dtype.itemsize * shape[-1]):
+            raise StoreError(f"{path}: {name} is stored in pieces of {item.chunks}, as no store has them: fit again with --resume")
+        self._items[name] = item
         return item
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[dict[str, Any], int, int, int]]:
@@ -165,7 +203,9 @@ class StoredRows:
         try:
             with self._reading:
                 return np.concatenate([self._dataset(entry, name)[first:last] for entry, first, last, _ in entries])
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
+        except StoreError:
+            raise
+        except H5_ERRORS as error:
             raise StoreError(f"{self._folder / entries[0][0]['file']}: {name} cannot be read ({error})") from error
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
@@ -190,9 +230,9 @@ class StoredRows:
                 half = self._buffer[: n * self.n_features].reshape(n, self.n_features)
                 item.read_direct(half, np.s_[first:last])
                 widen(half, target)
-            except (OSError, RuntimeError, KeyError, ValueError) as error:
-                if isinstance(error, StoreError):
-                    raise
+            except StoreError:
+                raise
+            except H5_ERRORS as error:
                 raise StoreError(f"{self._folder / entry['file']}: features cannot be read ({error})") from error
 
     def read_labels(self, start: int, stop: int) -> np.ndarray:

@@ -11,14 +11,15 @@
 
 A shard is written under a temporary name, closed, flushed, renamed, and only then gets its manifest line; so whatever stops
 the process, every shard in the manifest is complete. Each line of the manifest ends in a CRC, and a torn last line is dropped.
+
+A store may come from a stranger: nothing in it is executed, its files are read as data, no name in it leads out of its folder (there
+are no symbolic links inside), and what does not fit its checksums or makes no sense is a `StoreError`. Checksums and hashes find damage,
+not forgery: who can write the shards can write the manifest too.
 """
 
 import contextlib
-import json
 import os
-import re
 import shutil
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,19 @@ from streamcnn.faults import step
 from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, fsync_folder, replacing, writing
 from streamcnn.forking import tell_child
 from streamcnn.h5files import creating
+from streamcnn.manifest import KINDS, MAX_JSON_BYTES, MAX_MANIFEST_BYTES, checked_config, config_text, duplicate, entry_of, line_of
 from streamcnn.memory import format_bytes
 from streamcnn.shardcheck import check_bytes, is_there, shard_errors
 from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows
+from streamcnn.untrusted import check_regular, first_line, fits_json, parse_json, read_small
 
 FORMAT, FORMAT_VERSION = "streamcnn-store", 1
-KINDS = ("features", "reduced", "added")
-_FILE_NAME = re.compile(rf"({'|'.join(KINDS)})/\d{{5,}}\.h5")
 
 
 class FeatureStore:
     """A folder of feature rows larger than memory.
+
+    A shard's hash is compared once, when an opened store first reads of it, HDF5's checksums at every read.
 
     Parameters
     ----------
@@ -60,7 +63,7 @@ class FeatureStore:
     Raises
     ------
     StoreError
-        When the folder is missing or is no store.
+        When the folder is missing or is no store, or what it says of itself is damaged or made up.
 
     Examples
     --------
@@ -80,16 +83,35 @@ class FeatureStore:
         self._locked = self._in_parent = False
         if not self.path.is_dir():
             raise StoreError(f"{self.path}: no such folder")
+        # shards that were written or compared with their hash here
+        self._sound: set[str] = set()
+        self._check_folder()
         self.config = self._read_config()
         self.entries = self._read_manifest()
 
-    def _read_config(self) -> dict[str, Any]:
+    def _check_folder(self) -> None:
+        """Refuse links inside, through which files elsewhere would be read, written or deleted."""
         try:
-            config: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            for folder in (self.path, *(self.path / name for name in (*KINDS, "stages", "checkpoints")), *self.path.glob("checkpoints/*")):
+                for entry in os.scandir(folder) if folder.is_dir() else ():
+                    if entry.is_symlink():
+                        raise StoreError(f"{entry.path} is a symbolic link, which no store has inside: put the file or folder itself there")
+        except OSError as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(f"{self.path} cannot be read ({first_line(error)})") from error
+
+    def _read_config(self) -> dict[str, Any]:
+        path = self.path / "config.json"
+        try:
+            config = parse_json(read_small(path, MAX_JSON_BYTES, StoreError))
+            # before the checksum: of a version yet to come we do not know how it is made
             version = config["format_version"] if config["format"] == FORMAT else None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self.path} is no feature store: its config.json is missing or damaged") from error
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+            if version == FORMAT_VERSION:
+                config = checked_config(config)
+        except (StoreError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.path} is no feature store: its config.json is missing or damaged ({first_line(error)})") from error
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise StoreError(f"{self.path} has store version {version}, this streamcnn reads up to {FORMAT_VERSION}: update streamcnn")
         return config
 
@@ -111,13 +133,16 @@ class FeatureStore:
             step(f"make folder {path.name}")
             path.mkdir(parents=True, exist_ok=True)
         base = {"format": FORMAT, "format_version": FORMAT_VERSION, "digests": {}}
-        _write_json(path / "config.json", base | (config or {}), durable)
+        _write_config(path / "config.json", base | (config or {}), durable)
         store = cls(path, durable)
         store.lock()
         return store
 
     def lock(self) -> None:
         """Take the store for this process, not for its forked children, and clear away what a killed one left half-written."""
+        self._check_folder()
+        if (lock := self._lock.path).exists():
+            check_regular(lock, StoreError, links=False)
         self._lock.acquire()
         self._locked, self._in_parent = True, False
         tell_child(self)
@@ -155,29 +180,33 @@ class FeatureStore:
         if not path.exists():
             return []
         entries = []
-        lines = path.read_bytes().split(b"\n")
+        lines = read_small(path, MAX_MANIFEST_BYTES, StoreError).split(b"\n")
         for number, line in enumerate(lines):
             if not line:
                 continue
-            entry = _checked(line)
+            entry = entry_of(line)
             if entry is None:
                 if number == len(lines) - 1:  # no newline after it: the process died while writing this line
                     break
                 raise StoreError(f"{path}: line {number + 1} is damaged; remove that line to recompute what it described")
             entries.append(entry)
+        if (twice := duplicate(entries)) is not None:
+            raise StoreError(f"{path} describes {twice.get('file', twice.get('stage'))} twice; remove one of the lines")
         return entries
 
     def _record(self, entry: dict[str, Any]) -> None:
         self._check_process()
-        path = self.path / "manifest.jsonl"
-        good = b"".join(_line(e) for e in self.entries)
+        path, line = self.path / "manifest.jsonl", line_of(entry)
+        if not fits_json(line):
+            raise StoreError(f"{path}: a line of {len(line)} bytes could not be read again; use fewer or shorter class names")
+        good = b"".join(line_of(e) for e in self.entries)
         if path.exists() and path.stat().st_size != len(good):  # a torn line must not glue itself to the next
             self._rewrite_manifest()
         what = entry.get("file", entry.get("stage"))
         with writing(path):
             step(f"line for {what}")
             with path.open("ab") as file:
-                file.write(_line(entry))
+                file.write(line)
                 file.flush()
                 if self.durable:
                     step(f"fsync line for {what}")
@@ -189,14 +218,14 @@ class FeatureStore:
     def _rewrite_manifest(self) -> None:
         self._check_process()
         with replacing(self.path / "manifest.jsonl", self.durable) as temporary:
-            temporary.write_bytes(b"".join(_line(entry) for entry in self.entries))
+            temporary.write_bytes(b"".join(line_of(entry) for entry in self.entries))
 
     def update_config(self, **values: Any) -> None:
         """Replace entries of `config.json`, the whole file at once."""
         self._check_process()
         config = self.config | values
         if config != self.config:
-            _write_json(self.path / "config.json", config, self.durable)
+            _write_config(self.path / "config.json", config, self.durable)
             self.config = config
 
     # -- stages -----------------------------------------------------------------------------------------------------------
@@ -263,6 +292,7 @@ class FeatureStore:
             if kind == "features":
                 (self.path / "features.h5").unlink(missing_ok=True)
         names = {e["file"] for e in keep}
+        self._sound = {name for name in self._sound if not name.startswith(f"{kind}/") or name in names}
         for file in (self.path / kind).glob("*.h5"):
             if f"{kind}/{file.name}" not in names:
                 with writing(file):
@@ -289,6 +319,7 @@ class FeatureStore:
                 yield writer
             if writer.filled != n_rows:
                 raise StoreError(f"{self.path / name}: {writer.filled} of {n_rows} rows were written")
+        self._sound.add(name)
         self._record(
             {"kind": kind, "shard": shard, "start": start, "rows": n_rows, "n_features": n_features, "file": name}
             | {
@@ -330,6 +361,7 @@ class FeatureStore:
         shards = self.shards("features")
         if not shards:
             return
+        self.rows_of(shards)  # refuses where some are missing
         with replacing(self.path / "features.h5", self.durable) as temporary, creating(temporary) as file:
             shape = (sum(e["rows"] for e in shards), shards[0]["n_features"])
             for name, full, dtype, fill in (("features", shape, shards[0]["dtype"], np.nan), ("labels", shape[:1], "<i8", -1)):
@@ -349,8 +381,28 @@ class FeatureStore:
         return shards[0]["n_features"] if shards else 0
 
     def rows(self, kind: str = "features") -> "StoredRows":
-        """The rows of a kind, readable from any place."""
-        return StoredRows(self.path, self.shards(kind))
+        """The rows of a kind, readable from any place.
+
+        Raises
+        ------
+        StoreError
+            When shards between them are missing.
+        """
+        return self.rows_of(self.shards(kind))
+
+    def rows_of(self, shards: list[dict[str, Any]]) -> "StoredRows":
+        """The rows of some shards, in order."""
+        return StoredRows(self.path, shards, self._check_once)
+
+    def _check_once(self, entry: dict[str, Any]) -> None:
+        """Refuse a shard that is not what the manifest says; compared when it is first opened, so a pass over rows costs no second one.
+
+        HDF5's fletcher32 alone takes 0000 and FFFF in a word of 16 bits for the same: a label 0 could become -1.
+        """
+        if entry["file"] not in self._sound:
+            if (error := shard_errors(self.path, [entry])[0]) is not None:
+                raise StoreError(f"{self.path / entry['file']} is damaged: {error}; fit again with --resume to recompute it")
+            self._sound.add(entry["file"])
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         """Fill `out[:stop - start]` (float32) with feature rows."""
@@ -379,6 +431,11 @@ class FeatureStore:
         """
         shards = [e for kind in KINDS for e in self.shards(kind)]
         problems = [f"{e['file']}: {error}" for e, error in zip(shards, shard_errors(self.path, shards)) if error is not None]
+        for kind in ("features", "reduced"):
+            try:
+                self.rows(kind)
+            except StoreError as error:
+                problems.append(str(error))
         for entry in self.entries:
             if "stage" in entry and entry.get("arrays", False) and self.stage_arrays(entry["stage"], entry["digest"], memory_limit) is None:
                 problems.append(f"stages/{entry['stage']}.h5: missing or damaged")
@@ -403,22 +460,9 @@ class FeatureStore:
         return f"FeatureStore({str(self.path)!r}: {self.n_rows} rows of {self.n_features} features, {format_bytes(self.nbytes)})"
 
 
-def _write_json(path: Path, value: dict[str, Any], durable: bool) -> None:
+def _write_config(path: Path, config: dict[str, Any], durable: bool) -> None:
+    text = config_text(config).encode()
+    if not fits_json(text):
+        raise StoreError(f"{path} cannot have {len(text)} bytes, which could not be read again: use fewer or shorter class names")
     with replacing(path, durable) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
-
-
-def _line(entry: dict[str, Any]) -> bytes:
-    body = json.dumps({k: v for k, v in entry.items() if k != "crc"}, sort_keys=True).encode()
-    return body[:-1] + f', "crc": "{zlib.crc32(body):08x}"}}\n'.encode()
-
-
-def _checked(line: bytes) -> dict[str, Any] | None:
-    """The entry of a manifest line, or None when the line is torn, damaged or names a file outside the store."""
-    try:
-        entry = json.loads(line)
-        if _line(entry) != line + b"\n" or ("file" in entry and not _FILE_NAME.fullmatch(entry["file"])):
-            return None
-    except (ValueError, TypeError, AttributeError):
-        return None
-    return entry
+        temporary.write_bytes(text)

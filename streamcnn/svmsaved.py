@@ -46,6 +46,8 @@ def restore(cls, arrays) -> tuple[Any, Machine, float | None]:
     """
     try:
         code, d, n_jobs = (int(value) for value in np.asarray(arrays["header"]).reshape(3))
+        if min(code, d, n_jobs) < 0:
+            raise IndexError
         kernel, classes, intercept = KERNELS[code], np.asarray(arrays["classes_"]), np.asarray(arrays["intercept_"], np.float64)
         C, gamma, scale = (float(value) for value in np.asarray(arrays["chosen"]).reshape(3))
         gamma = float("nan") if kernel == "linear" else gamma
@@ -76,6 +78,12 @@ def restore(cls, arrays) -> tuple[Any, Machine, float | None]:
         raise DataError("a saved StreamingSVC has arrays that are none of its own; save it again") from None
     if not fits or classes.ndim != 1 or n < 2 or kernel == "auto":
         raise DataError("a saved StreamingSVC has arrays that do not fit together; save it again")
+    # NaN would be a class of its own to argmax, always the same one
+    learnt = [part for part in build[1] if not isinstance(part, np.ndarray) or part.dtype.kind == "f"]
+    if not all(np.isfinite(part).all() for part in learnt) or not scale > 0 or not C > 0 or (kernel != "linear" and not gamma > 0):
+        raise DataError("a saved StreamingSVC has coefficients that are no finite numbers; train it again")
+    if slope is not None and not np.isfinite(slope):
+        raise DataError("a saved StreamingSVC has a slope that is no finite number; train it again")
     svc = cls(kernel=kernel, C=C, gamma="auto" if kernel == "linear" else gamma, probability=slope is not None, n_jobs=n_jobs)
     svc.classes_, svc.kernel_, svc.scale_, svc.C_, svc.gamma_ = classes, kernel, scale, C, gamma
     svc.n_features_in_, svc.n_jobs_, svc.n_iter_ = d, n_jobs, n_iter

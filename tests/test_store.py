@@ -153,12 +153,12 @@ def test_a_torn_last_line_is_dropped_and_a_damaged_one_refused(tmp_path):
 
 def test_a_manifest_may_not_lead_out_of_the_store(tmp_path):
     """A line with a valid CRC that names a file elsewhere is refused."""
-    from streamcnn.store import _line
+    from streamcnn.manifest import line_of
 
     filled(tmp_path / "store")
     manifest = tmp_path / "store/manifest.jsonl"
     entry = json.loads(manifest.read_bytes().splitlines()[0]) | {"file": "../../etc/passwd"}
-    manifest.write_bytes(_line(entry) + manifest.read_bytes())
+    manifest.write_bytes(line_of(entry) + manifest.read_bytes())
     with pytest.raises(StoreError, match="line 1 is damaged"):
         FeatureStore(tmp_path / "store")
 

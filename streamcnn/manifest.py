@@ -1,0 +1,124 @@
+"""What a store says of itself: lines of `manifest.jsonl` and `config.json`, written with checksums and taken for true only in parts.
+
+A line is the JSON object of one shard or stage, sorted by key, whose last key is the CRC of all before it. `config.json` has the CRC of
+its other values under `crc` (stores of before have none).
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from streamcnn.untrusted import MAX_JSON_BYTES, parse_json
+
+KINDS = ("features", "reduced", "added")
+MAX_MANIFEST_BYTES = 1 << 26
+"""Bytes of a manifest that is read; lines of shards are about 350 bytes, so these are 190,000 shards or 6 TB."""
+_STAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_HEX = re.compile(r"[0-9a-f]{64}")
+_MAX_ROWS = 1 << 48
+
+
+def line_of(entry: dict[str, Any]) -> bytes:
+    """The line of an entry, newline included."""
+    body = json.dumps({k: v for k, v in entry.items() if k != "crc"}, sort_keys=True).encode()
+    return body[:-1] + f', "crc": "{zlib.crc32(body):08x}"}}\n'.encode()
+
+
+def entry_of(line: bytes) -> dict[str, Any] | None:
+    """The entry of a manifest line without its newline, or None when it is torn, damaged or says what no store says.
+
+    A file of an entry is one of the store's own: `kind/number.h5`, or `stages/name.h5` for a name without slashes.
+    """
+    try:
+        entry = parse_json(line)
+        if line_of(entry) != line + b"\n":
+            return None
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    return entry if _is_stage(entry) or _is_shard(entry) else None
+
+
+def _is_stage(entry: dict[str, Any]) -> bool:
+    name, has_arrays = entry.get("stage"), entry.get("arrays", False)
+    if not isinstance(name, str) or _STAGE_NAME.fullmatch(name) is None or not isinstance(has_arrays, bool):
+        return False
+    if not isinstance(entry.get("digest"), str) or "kind" in entry or "file" in entry:
+        return False
+    if name.startswith("added"):
+        return type(entry.get("rows")) is int and entry["rows"] > 0 and _is_class_list(entry.get("new_classes"))
+    return name != "filters" or isinstance(entry.get("network"), dict)
+
+
+def _is_shard(entry: dict[str, Any]) -> bool:
+    kind, dtype, hashed, digest = (entry.get(key) for key in ("kind", "dtype", "sha256", "digest"))
+    if kind not in KINDS or dtype not in ("float16", "float32") or not isinstance(hashed, str) or not isinstance(digest, str):
+        return False
+    lowest = {"shard": 0, "start": 0, "rows": 1, "n_features": 1, "bytes": 1}
+    if any(type(entry.get(key)) is not int or not least <= entry[key] < _MAX_ROWS for key, least in lowest.items()):
+        return False
+    # nothing is compressed: a file smaller than its rows is a trap that would fill the memory
+    row_bytes = entry["n_features"] * (2 if dtype == "float16" else 4) + 8
+    fits = entry["rows"] * row_bytes <= entry["bytes"]
+    return fits and _HEX.fullmatch(hashed) is not None and entry.get("file") == f"{kind}/{entry['shard']:05d}.h5"
+
+
+def duplicate(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """An entry of a shard or stage that an entry before it describes too, or None."""
+    seen = set()
+    for entry in entries:
+        key = entry.get("file"), entry.get("stage")
+        if key in seen:
+            return entry
+        seen.add(key)
+    return None
+
+
+def config_text(config: dict[str, Any]) -> str:
+    """What `config.json` holds, for people and with a checksum."""
+    return json.dumps(config | {"crc": _config_crc(config)}, indent=1, sort_keys=True, ensure_ascii=False)
+
+
+def _config_crc(config: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(config, sort_keys=True).encode()):08x}"
+
+
+def checked_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The values of a parsed `config.json`, its checksum left out.
+
+    Raises
+    ------
+    ValueError
+        When its checksum is wrong, or a value that streamcnn reads is of another kind than it writes.
+    """
+    crc = config.pop("crc", None)
+    if crc is not None and crc != _config_crc(config):
+        raise ValueError("its checksum does not match")
+    for key, is_good in _CONFIG.items():
+        if key in config and not is_good(config[key]):
+            raise ValueError(f"{key} is of another kind than any store has")
+    return config
+
+
+def _texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _is_class_list(values: Any) -> bool:
+    whole = isinstance(values, list) and all(type(value) is int and abs(value) < 1 << 64 for value in values)
+    return (whole or _texts(values)) and len(set(values)) == len(values)
+
+
+_CONFIG: dict[str, Callable[[Any], bool]] = {
+    "format": lambda value: isinstance(value, str),
+    "digests": lambda value: isinstance(value, dict) and _texts(list(value.values())),
+    "parameters": lambda value: isinstance(value, dict),
+    "source": lambda value: isinstance(value, dict),
+    "versions": lambda value: isinstance(value, dict),
+    "fingerprint": lambda value: value is None or isinstance(value, str),
+    "classes": _is_class_list,
+    "bad_files": lambda value: isinstance(value, list) and all(_texts(bad) and len(bad) == 2 for bad in value),
+}
+
+__all__ = ["KINDS", "MAX_JSON_BYTES", "MAX_MANIFEST_BYTES", "checked_config", "config_text", "duplicate", "entry_of", "line_of"]
