@@ -93,6 +93,8 @@ def checked_config(config: dict[str, Any]) -> dict[str, Any]:
         When its checksum is wrong, or a value that streamcnn reads is of another kind than it writes.
     """
     crc = config.pop("crc", None)
+    if crc is None and not config.keys() <= _BEFORE_CRC:  # the name of the checksum may be what is damaged
+        raise ValueError("its checksum is missing")
     if crc is not None and crc != _config_crc(config):
         raise ValueError("its checksum does not match")
     for key, is_good in _CONFIG.items():
@@ -120,5 +122,7 @@ _CONFIG: dict[str, Callable[[Any], bool]] = {
     "classes": _is_class_list,
     "bad_files": lambda value: isinstance(value, list) and all(_texts(bad) and len(bad) == 2 for bad in value),
 }
+
+_BEFORE_CRC = {"format_version", *_CONFIG}
 
 __all__ = ["KINDS", "MAX_JSON_BYTES", "MAX_MANIFEST_BYTES", "checked_config", "config_text", "duplicate", "entry_of", "line_of"]

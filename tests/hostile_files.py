@@ -736,6 +736,12 @@ for _args in (
     ("digests of a text", StoreError, "digests is of another kind", _config(digests="x")),
     ("another class name", StoreError, "checksum does not match",
      lambda p: (p / "config.json").write_text((p / "config.json").read_text().replace('"b"', '"c"'))),
+    (
+        "another name of the checksum",
+        StoreError,
+        "checksum is missing",
+        lambda p: (p / "config.json").write_text((p / "config.json").read_text().replace('"crc"', '"crd"')),
+    ),
     ("rows of a trillion", StoreError, "line 2 is damaged", _edit_line(1, rows=10**12)),
     ("rows of less than nothing", StoreError, "line 2 is damaged", _edit_line(1, rows=-3)),
     ("features of 10**18", StoreError, "line 2 is damaged", _edit_line(1, n_features=10**18)),
