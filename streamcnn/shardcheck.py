@@ -42,11 +42,12 @@ def shard_errors(folder: Path, entries: list[dict[str, Any]]) -> list[str | None
     def check(number: int) -> None:
         entry = entries[number]
         for coming in entries[number + _AHEAD if number else 0 : number + _AHEAD + 1]:
-            _announce(folder / coming["file"])
+            if is_there(folder / coming["file"], coming):  # a pipe would be waited for
+                _announce(folder / coming["file"])
         try:
             _check(folder / entry["file"], entry)
         except H5_ERRORS as error:
-            errors[number] = first_line(error)
+            errors[number] = first_line(error).removeprefix(f"{folder / entry['file']}: ")
 
     share(check, range(len(entries)), _n_threads(entries))
     return errors

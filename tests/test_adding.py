@@ -347,7 +347,7 @@ def test_damage_to_added_rows_is_found(tmp_path, parts):
     data[place + 5] ^= 1
     shard.write_bytes(data)
     assert FeatureStore(tmp_path / "s").verify() == ["added/00000.h5: " + FeatureStore(tmp_path / "s").verify()[0].partition(": ")[2]]
-    with pytest.raises(StoreError, match=r"00000.h5: features cannot be read"):
+    with pytest.raises(StoreError, match=r"00000.h5 is damaged: features: chunk 0 does not match its checksum"):
         classifier.partial_fit(*second)
 
 

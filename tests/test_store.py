@@ -130,7 +130,7 @@ def test_reading_damaged_rows_is_an_error_not_data(tmp_path):
     assert at > 0
     data[at + 3] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(StoreError, match=r"00000.h5.*cannot be read"):
+    with pytest.raises(StoreError, match=r"00000.h5 is damaged: features: chunk 0 does not match its checksum"):
         store.read(0, 50, np.empty((50, 7), np.float32))
 
 
