@@ -114,7 +114,8 @@ class FileCheckpoint(Checkpoint):
         header["n_read"] = 0 if self.counter is None else self.counter.n_read
         try:
             with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
+                for folder in (self.folder.parent, self.folder):  # not those above: a store that is gone shall not be made again
+                    folder.mkdir(exist_ok=True)
             save_arrays(self.folder / name, arrays, header, self.durable)
         except FileError as error:
             logger.warning("a checkpoint was not kept, the run goes on without: %s", error)
