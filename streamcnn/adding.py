@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 
 from streamcnn.calibration import check_counts
+from streamcnn.checkpoint import with_checkpoint
 from streamcnn.errors import DataError, NotKeptError, StoreError
 from streamcnn.features import FeatureExtractor
 from streamcnn.images import ImageSource
 from streamcnn.kernels import get_kernels
 from streamcnn.ladder import resolve_kernel
 from streamcnn.memory import MemoryMonitor
-from streamcnn.model import Model
-from streamcnn.pipeline import Report, digest_of, library_versions, make_svm, planned_stage, reduced_rows
+from streamcnn.model import Model, interrupted
+from streamcnn.pipeline import Report, digest_of, library_versions, make_svm, planned_stage, reduced_rows, stage_checkpoint
 from streamcnn.plan import plan_adding
-from streamcnn.progress import CountedRows, Progress
+from streamcnn.progress import CountedRows, Progress, interruptible
 from streamcnn.shards import shard_rows
 from streamcnn.stages import Shapes
 from streamcnn.store import FeatureStore
@@ -78,7 +79,10 @@ def add_images(
         store.lock()
         addition = _Addition(model, source, store, limit, progress, monitor)
         try:
-            return addition.run()
+            with interruptible():
+                return addition.run()
+        except KeyboardInterrupt:
+            raise interrupted("addition", store.path) from None
         finally:
             with contextlib.suppress(OSError):
                 monitor.write_csv(store.path / "memory.csv")
@@ -175,6 +179,7 @@ class _Addition:
             model.save(self.store.path / "model.h5")
         name = f"added-{len(self.calls):05d}"
         self.store.finish(name, self.digest, rows=self.source.n_samples, new_classes=self.new_classes)
+        self.store.drop_checkpoints()
         self.report.store_bytes = self.store.nbytes
         return model, self.report
 
@@ -215,12 +220,14 @@ class _Addition:
         shards = self.before + self.store.shards("added", self.digest)
         with (
             planned_stage("svm", self.report, self.store, self.monitor),
-            self.progress.bar("svm", None, "rows") as update,
+            self.progress.bar("svm", None, "rows", stops=False) as update,
             self.store.rows_of(shards) as rows,
         ):
             svm = make_svm(self.settings, self.plan, self.classes)
             known = np.searchsorted(self.classes, self.model.classes_.astype(self.classes.dtype))
-            svm.refit(CountedRows(rows, update), self.labels, self.model.svm, known)
+            counted = CountedRows(rows, update)
+            checkpoint = stage_checkpoint(self.store, "added", self.digest, counted, self.progress)
+            with_checkpoint(checkpoint, lambda kept: svm.refit(counted, self.labels, self.model.svm, known, kept))
         return svm
 
 

@@ -6,6 +6,7 @@ between two blocks of rows or two passes. Each is one file of arrays with a hash
 absent, and of no use to anything else. A file that cannot be written costs a warning, and time if the run is interrupted.
 """
 
+import contextlib
 import logging
 import shutil
 import time
@@ -30,21 +31,45 @@ STEP_SECONDS = 1.0
 
 
 class Checkpoint:
-    """Steps and state of one computation; this one keeps nothing, see `FileCheckpoint`."""
+    """Steps and state of one computation; this one keeps nothing, see `FileCheckpoint`.
+
+    Parameters
+    ----------
+    stop : callable
+        Raises when the run shall stop; asked between steps, and where the state can be kept.
+
+    Attributes
+    ----------
+    used : bool
+        Whether something kept before the interruption was taken up.
+    """
+
+    used = False
+
+    def __init__(self, stop: Callable[[], None] = lambda: None):
+        self.stop = stop
 
     def step(self, compute: Callable[[], Arrays]) -> Arrays:
         """What `compute` gives, or gave before the interruption. Steps do not contain steps."""
-        return compute()
+        result = compute()
+        self.stop()
+        return result
 
     def left(self) -> Arrays | None:
         """The state that the step now running had kept before the interruption, None when it starts from nothing."""
         return None
 
     def keep(self, state: Callable[[], Arrays]) -> None:
-        """Now, between two blocks or passes, the arrays of `state` say everything about the running step: keep them if it is time to.
+        """Now, between two blocks or passes, the arrays of `state` say everything about the running step: keep them if it is time to,
+        and always before the run stops."""
+        self.stop()
 
-        May raise what ends the run, when it has been asked to stop; the state is kept then, too.
-        """
+    def remove(self) -> None:
+        """Remove what is kept: the computation is finished, or starts afresh."""
+
+    def afresh(self) -> "Checkpoint":
+        """The same, before its first step."""
+        return Checkpoint(self.stop)
 
 
 class FileCheckpoint(Checkpoint):
@@ -54,17 +79,18 @@ class FileCheckpoint(Checkpoint):
     ----------
     folder : Path
     digest : str
-        Of all that the computation depends on: files of another digest are none.
+        Of all that the computation depends on: files of another digest are none, and are removed.
     counter : object with `n_read` and `skip(n)`, or None
         Counts rows for the progress bar, which after an interruption goes on where it was.
     stop : callable
-        Raises when the run shall stop.
+        As in `Checkpoint`.
     durable : bool
         Flush to disk: needed to survive a power failure, not the death of the process.
     """
 
     def __init__(self, folder: Path, digest: str, counter: Any = None, stop: Callable[[], None] = lambda: None, durable: bool = True):
-        self.folder, self.digest, self.counter, self.stop, self.durable = folder, digest, counter, stop, durable
+        super().__init__(stop)
+        self.folder, self.digest, self.counter, self.durable = folder, digest, counter, durable
         self._number, self._since = 0, time.monotonic()
 
     def step(self, compute: Callable[[], Arrays]) -> Arrays:
@@ -76,6 +102,7 @@ class FileCheckpoint(Checkpoint):
             if time.monotonic() - begun >= STEP_SECONDS:
                 self._save(name, result)
         self._number += 1
+        self.stop()
         return result
 
     def left(self) -> Arrays | None:
@@ -90,23 +117,31 @@ class FileCheckpoint(Checkpoint):
         if time.monotonic() - self._since >= STATE_SECONDS:
             self._save_state(state)
 
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def afresh(self) -> "FileCheckpoint":
+        return FileCheckpoint(self.folder, self.digest, self.counter, self.stop, self.durable)
+
     def _save_state(self, state: Callable[[], Arrays]) -> None:
         self._save("state.h5", state())
         self._since = time.monotonic()
-
-    def remove(self) -> None:
-        """Remove all files: the computation is finished, or starts afresh."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _load(self, name: str) -> Arrays | None:
         try:
             arrays, header = load_arrays(self.folder / name, FORMAT, 1)
         except FileError:
             return None
-        if header.get("digest") != self.digest or header.get("step") != self._number:
+        n_read = header.get("n_read")
+        if header.get("digest") != self.digest or type(n_read) is not int:
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink()
             return None
+        if header.get("step") != self._number:
+            return None
+        self.used = True
         if self.counter is not None:
-            self.counter.skip(header["n_read"] - self.counter.n_read)
+            self.counter.skip(n_read - self.counter.n_read)
         return arrays
 
     def _save(self, name: str, arrays: Arrays) -> None:
@@ -119,3 +154,18 @@ class FileCheckpoint(Checkpoint):
             save_arrays(self.folder / name, arrays, header, self.durable)
         except FileError as error:
             logger.warning("a checkpoint was not kept, the run goes on without: %s", error)
+
+
+def with_checkpoint(checkpoint: Checkpoint, work: Callable[[Checkpoint], Any]) -> Any:
+    """`work(checkpoint)`; where something that was kept leads to an error, once more from nothing.
+
+    Hashes tell damage, but not what somebody has made up.
+    """
+    try:
+        return work(checkpoint)
+    except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError):
+        if not checkpoint.used:
+            raise
+        logger.warning("a checkpoint holds what no run has kept: it is removed, and the stage starts from the beginning")
+        checkpoint.remove()
+    return work(checkpoint.afresh())

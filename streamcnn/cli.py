@@ -132,8 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             result = command(parsed)
-        if parsed.json:
-            sys.stdout.write(json.dumps(result) + "\n")
+            if parsed.json:
+                sys.stdout.write(json.dumps(result) + "\n")
     except StreamCNNError as error:
         sys.stderr.write(f"streamcnn: {error}\n")
         return 1

@@ -24,7 +24,7 @@ from streamcnn.planning import MemoryPlan, StagePlan, added
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
 from streamcnn.stages import evaluate_claims
-from streamcnn.store import KINDS, FeatureStore
+from streamcnn.store import KINDS, FeatureStore, delete_store, way_out
 from streamcnn.system import resident_bytes
 from streamcnn.threads import resolve_n_jobs
 
@@ -119,7 +119,7 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
         test = _open(args, args.test, need_labels=True) if args.test else None
         result, _ = _fit(args, source, test, settings, limit, store, model_path, monitor)
     if not args.store:
-        shutil.rmtree(store, ignore_errors=True)
+        delete_store(store)
         result["store_bytes"] = None
     _say_result(result)
     return result
@@ -333,6 +333,11 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
     with MemoryMonitor(limit) as monitor, monitor.stage("verify", plan.peak_bytes):
         if store is not None:
             problems = store.verify(limit)
+            if (path / "model.h5").exists():
+                try:
+                    load_model(path / "model.h5", limit)
+                except FileError as error:
+                    problems.append(f"model.h5: {error}; {way_out('stage')}")
             shards = sum(len(store.shards(kind)) for kind in KINDS)
             result: dict[str, Any] = {"path": args.path, "kind": "store", "ok": not problems, "problems": problems, "shards": shards}
             checked = f"{shards} shards"
@@ -344,7 +349,7 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
     if problems := result["problems"]:
         if args.json:
             sys.stdout.write(json.dumps(result) + "\n")
-        raise FileError(f"{path} is damaged: " + "; ".join(problems) + "; fit again with --resume to recompute it")
+        raise FileError(f"{path} is damaged: " + "; ".join(problems))
     _say(f"{path}: {checked} checked, all well")
     return result
 

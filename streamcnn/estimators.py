@@ -24,6 +24,7 @@ from streamcnn.nystroem import LANDMARKS
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
 from streamcnn.stages import PREDICT_BLOCK
+from streamcnn.store import FeatureStore
 from streamcnn.svm import has_probabilities
 from streamcnn.threads import resolve_n_jobs
 
@@ -158,10 +159,18 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _settings(self) -> Settings:
+    def _settings(self, resume: bool = False) -> Settings:
         names = ("layers", "preprocess", "n_components", "pca_solver", "kernel", "C", "gamma", "class_weight", "n_landmarks", "probability")
         values = {name: getattr(self, name) for name in (*names, "feature_dtype", "keep_features", "device")}
-        return resolve_settings(self.preset, n_jobs=resolve_n_jobs(self.n_jobs), seed=resolve_seed(self.random_state), **values)
+        seed = self._seed_of_store() if resume and self.random_state is None else None
+        seed = resolve_seed(self.random_state) if seed is None else seed
+        return resolve_settings(self.preset, n_jobs=resolve_n_jobs(self.n_jobs), seed=seed, **values)
+
+    def _seed_of_store(self) -> int | None:
+        """The seed that was drawn for the fit in `store`, where there is one."""
+        if self.store is None or not (Path(self.store) / "config.json").exists():
+            return None
+        return FeatureStore(self.store).config.get("parameters", {}).get("seed")
 
     def fit(self, X, y=None, resume=False, verify_data=False):
         """Train on images.
@@ -188,7 +197,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         StreamCNNError
             One sentence about what is wrong: parameters, data, or a memory limit that is too small.
         """
-        settings = self._settings()
+        settings = self._settings(resume)
         self._train(X, y, None, True, partial(fit_model, settings=settings, resume=resume, verify_data=verify_data))
         self._by_fit = True
         return self

@@ -20,7 +20,18 @@ def fsync_file(path: Path) -> None:
     """Wait until the file's bytes are on the disk."""
     step(f"fsync {path.name}")
     with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        flush_to_disk(file.fileno())
+
+
+def flush_to_disk(descriptor: int) -> None:
+    """Wait until a file's bytes are on the disk; on macOS `fsync` alone leaves them in the drive's memory."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # network drives do not have it
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -93,6 +104,8 @@ _FAILURES = [getattr(errno, name) for name in ("ENOSPC", "EFBIG", "EDQUOT", "ERO
 def _way_out(number: int | None) -> str:
     if number == errno.ENOENT:
         return "its folder is gone; put it back, or choose another"
+    if number in (errno.EISDIR, errno.EEXIST, errno.ENOTDIR, errno.ENOTEMPTY):
+        return "something else has its name; move that away"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "make its folder writable, or choose another"
     return "make room on the disk, or choose another"

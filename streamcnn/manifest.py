@@ -77,7 +77,11 @@ def duplicate(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def config_text(config: dict[str, Any]) -> str:
     """What `config.json` holds, for people and with a checksum."""
-    return json.dumps(config | {"crc": _config_crc(config)}, indent=1, sort_keys=True, ensure_ascii=False)
+    # as it will be read: keys that are numbers become strings, which sort otherwise
+    config = json.loads(json.dumps(config))
+    # names of folders that are no text are written as escapes
+    plain = any("\udc80" <= letter <= "\udcff" for letter in json.dumps(config, ensure_ascii=False))
+    return json.dumps(config | {"crc": _config_crc(config)}, indent=1, sort_keys=True, ensure_ascii=plain)
 
 
 def _config_crc(config: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from streamcnn import system, tracing
 from streamcnn.errors import MemoryBudgetError, ParameterError
+from streamcnn.files import replacing
 from streamcnn.system import default_limit, machine_bytes, peak_resident_bytes, reset_peak, resident_bytes
 
 __all__ = ["MemoryBudget", "MemoryMonitor", "claims_table", "default_limit", "format_bytes", "machine_bytes", "parse_bytes"]
@@ -335,7 +336,7 @@ class MemoryMonitor:
 
     def write_csv(self, path: Path) -> None:
         """Write the trace as `seconds,stage,resident_bytes`."""
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with replacing(path, durable=False) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["seconds", "stage", "resident_bytes"])
             writer.writerows((f"{seconds:.3f}", stage, resident) for seconds, stage, resident in self.trace)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamcnn.arrays import load_arrays, save_arrays
-from streamcnn.errors import DataError, ModelError, StoreError
+from streamcnn.errors import DataError, ModelError, ParameterError
 from streamcnn.features import FeatureExtractor
 from streamcnn.files import scratch_folder
 from streamcnn.images import ImageSource
@@ -250,49 +250,57 @@ def fit_model(
     settings = replace(settings, device=resolve_device(settings.device))
     plan = make_plan(source, settings, limit, store_path, test)
     temporary = store_path is None
+    if resume and temporary:
+        raise ParameterError("resume=True needs the store of the fit that was interrupted: give it as store=")
     path = scratch_folder() if store_path is None else store_path
-    fresh = not (path / "config.json").exists()
-    existed = path.exists()
+    fresh, existed = not (path / "config.json").exists(), path.exists()
     if resume and fresh:
-        raise StoreError(f"{path} holds no store to resume: leave resume away to start one")
+        progress.say(f"{path} holds nothing to resume: starts from the beginning")
     store = FeatureStore.create(path, durable=not temporary) if fresh else FeatureStore(path)
     if not fresh:
         store.lock()
     try:
         with interruptible():
-            run = Run(source, settings, store, plan, progress, monitor, resume, verify_data)
+            run = Run(source, settings, store, plan, progress, monitor, resume and not fresh, verify_data)
             parts = run.run()
-        header = {
-            "settings": settings.describe(),
-            "pixels": source.dtype.name,
-            "feature_dtype": settings.feature_dtype,
-            "n_train": source.n_samples,
-            "pca_solver": plan.pca_solver,
-            "kernel": plan.kernel,
-            "digest": run.digests["svm"],
-            "versions": library_versions(),
-        }
-        model = Model(*parts, run.classes, header)
-        if not temporary:
-            with monitor.stage("save", plan.planned("save")):
-                model.save(store.path / "model.h5")
-            run.report.store_bytes = store.nbytes
+            header = {
+                "settings": settings.describe(),
+                "pixels": source.dtype.name,
+                "feature_dtype": settings.feature_dtype,
+                "n_train": source.n_samples,
+                "pca_solver": plan.pca_solver,
+                "kernel": plan.kernel,
+                "digest": run.digests["svm"],
+                "versions": library_versions(),
+            }
+            model = Model(*parts, run.classes, header)
+            if not temporary:
+                with monitor.stage("save", plan.planned("save")):
+                    model.save(store.path / "model.h5")
+                run.report.store_bytes = store.nbytes
         return model, run.report
     except BaseException as error:
         nothing = fresh and not existed and not store.entries
         if nothing:
             store.delete()
         if isinstance(error, KeyboardInterrupt):
-            kept = f"{path} keeps what is finished, and with resume=True (--resume) the same call goes on from there"
-            raise KeyboardInterrupt(f"the fit was interrupted; {'nothing is kept' if temporary or nothing else kept}") from None
+            raise interrupted("fit", None if temporary or nothing else path) from None
         raise
     finally:
+        if not temporary and store.path.is_dir():  # also of a run that was stopped; a full disk must not hide why
+            with contextlib.suppress(OSError):
+                monitor.write_csv(store.path / "memory.csv")
         store.close()
         if temporary:
             store.delete()
-        elif store.path.is_dir():  # also of a run that was stopped; a full disk must not hide why
-            with contextlib.suppress(OSError):
-                monitor.write_csv(store.path / "memory.csv")
+
+
+def interrupted(what: str, kept: Path | None) -> KeyboardInterrupt:
+    """The end of a fit or an addition by Ctrl-C, with what can be done next."""
+    if kept is None:
+        return KeyboardInterrupt(f"the {what} was interrupted; nothing is kept")
+    way = "with resume=True (--resume) the same call goes on from there" if what == "fit" else "the same call goes on from there"
+    return KeyboardInterrupt(f"the {what} was interrupted; {kept} keeps what is finished, and {way}")
 
 
 def plan_decisions(

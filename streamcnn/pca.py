@@ -251,6 +251,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         first = 0
         if (left := checkpoint.left()) is not None:
             first = restore_incremental(self._state, left)
+            del left  # its components would stay beside those of the batches to come
             self._copy_incremental()
         # without n_components, batches of unknown number decide by the first of them
         known = self.n_components is not None or is_rows(source)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from streamcnn.checkpoint import FileCheckpoint
-from streamcnn.errors import StoreError
+from streamcnn.checkpoint import Checkpoint, FileCheckpoint, with_checkpoint
+from streamcnn.errors import ParameterError, StoreError
 from streamcnn.features import DataHash, FeatureExtractor
 from streamcnn.images import ImageSource
 from streamcnn.kernels import get_kernels
@@ -122,6 +122,10 @@ class Run:
         resume: bool = False,
         verify_data: bool = False,
     ):
+        if verify_data and not plan.keep_features:
+            raise ParameterError(
+                "verify_data must be False where features are not kept (keep_features), as no shards are made of the images; leave it away"
+            )
         self.verify_data = verify_data
         self.source, self.settings, self.store = source, settings, store
         self.plan, self.progress, self.monitor, self.check_shards = plan, progress, monitor, resume
@@ -135,6 +139,8 @@ class Run:
         self.labels, self.classes = source.labels, source.classes_
         self.report.resumed = bool(store.entries)
         # a fit is of its own images alone, and the classes and digests below are what additions refer to
+        if store.additions():
+            progress.say(f"images added to the fit in {store.path} are dropped: add them again after this one")
         store.drop_added()
         store.update_config(
             parameters=settings.describe(),
@@ -196,7 +202,7 @@ class Run:
     def extract(self, network: Network) -> None:
         """Write the feature shards that are not there yet."""
         digest, n, d = self.digests["extract"], self.source.n_samples, network.n_features
-        there = self.store.begin("features", digest, check=self.check_shards)
+        there = self._begin("features", digest)
         if self.verify_data:
             self._verify_data()
         if self.store.finished("extract", digest) and len(there) == self._n_shards(d, np.dtype(self.settings.feature_dtype).itemsize):
@@ -237,11 +243,20 @@ class Run:
                     source.read(first, last, pixels)
                     data_hash.add(0, pixels[: last - first])
                     update(last - first)
-                if data_hash.take(0) != entry.get("data_sha256"):
+                if (known := entry.get("data_sha256")) is None:
+                    raise StoreError(f"{self.store.path} was made before images had digests there: leave verify_data away, or fit afresh")
+                if data_hash.take(0) != known:
                     raise StoreError(
                         f"{self.store.path} was made from other images than numbers {start} to {stop - 1} are now: restore them, or fit "
                         "afresh into another store"
                     )
+
+    def _begin(self, kind: str, digest: str) -> set[int]:
+        """Numbers of the shards that are there already; on resume each is compared with its hash."""
+        if not self.check_shards:
+            return self.store.begin(kind, digest)
+        with self.progress.bar("check", len(self.store.shards(kind, digest)), "shards") as update:
+            return self.store.begin(kind, digest, check=update)
 
     def _n_shards(self, width: int, itemsize: int) -> int:
         return -(-self.source.n_samples // shard_rows(width, itemsize))
@@ -257,15 +272,15 @@ class Run:
             with self._stage("pca"), self.progress.bar("pca", n * plan.stage("pca").passes, "rows", stops=False) as update:
                 pca = StreamingPCA(plan.n_components, solver=plan.pca_solver, n_jobs=self.settings.n_jobs, random_state=self.settings.seed)
                 features = CountedRows(self._feature_rows(network), update)
-                checkpoint = self._checkpoint("pca", features, self.progress.check)
-                pca.fit(features, checkpoint=checkpoint)
+                checkpoint = stage_checkpoint(self.store, "pca", self.digests["pca"], features, self.progress)
+                with_checkpoint(checkpoint, lambda kept: pca.fit(features, checkpoint=kept))
                 arrays = pca.to_arrays()
                 self.store.finish("pca", self.digests["pca"], arrays)
                 checkpoint.remove()
                 # the fitted one holds its d x d matrix of moments, which no later stage has claimed
                 pca = StreamingPCA.from_arrays(arrays)
         digest, k = self.digests["project"], plan.n_components
-        there = self.store.begin("reduced", digest, check=self.check_shards)
+        there = self._begin("reduced", digest)
         if self.store.finished("project", digest) and len(there) == self._n_shards(k, 4):
             self._say_reused("project")
             return pca
@@ -290,18 +305,14 @@ class Run:
         s = self.settings
         if (arrays := self._reuse("svm")) is not None:
             return StreamingSVC.from_arrays(arrays)
-        # a pass may take long, and much of the rest is no pass: it ends at any block, and goes on from the pass before
-        with self._stage("svm"), self.progress.bar("svm", None, "rows") as update:
+        with self._stage("svm"), self.progress.bar("svm", None, "rows", stops=False) as update:
             rows = CountedRows(self.store.rows("reduced") if self.plan.pca_solver else self._feature_rows(network), update)
             svm = make_svm(s.describe(), self.plan, self.classes)
-            checkpoint = self._checkpoint("svm", rows)
-            svm.fit(rows, self.labels, checkpoint=checkpoint)
+            checkpoint = stage_checkpoint(self.store, "svm", self.digests["svm"], rows, self.progress)
+            with_checkpoint(checkpoint, lambda kept: svm.fit(rows, self.labels, checkpoint=kept))
             self.store.finish("svm", self.digests["svm"], svm.to_arrays())
             checkpoint.remove()
         return svm
-
-    def _checkpoint(self, stage: str, rows: CountedRows, stop: Callable[[], None] = lambda: None) -> FileCheckpoint:
-        return FileCheckpoint(self.store.checkpoint_folder(stage), self.digests[stage], rows, stop, self.store.durable)
 
 
 @contextmanager
@@ -313,6 +324,13 @@ def planned_stage(name: str, report: Report, store: FeatureStore, monitor: Memor
         yield
     trim_heap()
     report.stage_seconds[name] = report.stage_seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def stage_checkpoint(store: FeatureStore, stage: str, digest: str, rows: CountedRows, progress: Progress) -> Checkpoint:
+    """Where a stage keeps its state; a temporary store, which nobody can resume, keeps none."""
+    if not store.durable:
+        return Checkpoint(progress.check)
+    return FileCheckpoint(store.checkpoint_folder(stage), digest, rows, progress.check)
 
 
 def make_svm(settings: dict[str, Any], plan: Plan, classes: np.ndarray) -> StreamingSVC:

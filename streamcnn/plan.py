@@ -267,19 +267,22 @@ def _predicting(source, network, chunk, dtype, n_jobs, kernels, n_components, ke
 
 def _keep_features(wish: Any, keeping: Plan, not_keeping: Plan, store: Path | None) -> bool:
     """Whether feature rows stay on disk: as asked, or when they fit there with a tenth to spare; refuses too small a disk."""
-    keep = bool(wish) if wish != "auto" else 1.1 * keeping.disk_bytes < free_disk(store, _FOLDERS)
+    # once there are shards it stays as it is: on a disk that is nearly full, all passes would convolve again beside them
+    begun = store is not None and any((store / "features").glob("*.h5"))
+    keep = bool(wish) if wish != "auto" else (1.0 if begun else 1.1) * keeping.disk_bytes < free_disk(store, _WRITTEN)
     check_disk(keeping if keep else not_keeping, store)
     return keep
 
 
-_FOLDERS = {"extract": "features", "project": "reduced"}
+_WRITTEN = {"extract": ["features/*.h5"], "project": ["reduced/*.h5"], "save": ["*.h5"]}
 
 
 def free_disk(store: Path | None, stages: Iterable[str]) -> int:
     """Bytes that these stages may fill at this path, what they wrote there before included; None is a temporary store."""
     folder = scratch_parent() if store is None else store
     # reused or replaced
-    there = sum(file.stat().st_size for stage in stages if stage in _FOLDERS for file in (folder / _FOLDERS[stage]).glob("*.h5"))
+    patterns = [pattern for stage in stages for pattern in (*_WRITTEN.get(stage, ()), f"stages/{stage}.h5")]
+    there = 0 if store is None else sum(file.stat().st_size for pattern in patterns for file in folder.glob(pattern))
     return shutil.disk_usage(existing(folder)).free + there
 
 

@@ -39,6 +39,8 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, handle)
     try:
         yield
+        if _stop.is_set():  # nobody has asked since
+            raise KeyboardInterrupt("interrupted, when all was done")
     finally:
         signal.signal(signal.SIGINT, before)
         _stop.clear()

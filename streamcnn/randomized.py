@@ -182,6 +182,8 @@ def randomized_pca(
     d, width = source.n_features, n_directions(source.n_features, most)
     n_passes, n, mean, variance = 0, 0, np.zeros(d), np.zeros(d)
     left = checkpoint.left()
+    if left is not None and not 0 <= int(left["n_passes"]) < PASSES:
+        raise ValueError(f"a checkpoint of pass {left['n_passes']}, which there is none of")
     if left is None:
         shift, start = _start(source, most, width, dtype, seed)
         space = KrylovSpace(start)

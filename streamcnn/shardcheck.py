@@ -8,7 +8,7 @@ as `ShardWriter` stores it is refused, so what is checked here is what HDF5 woul
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _THREADS = 8
 _AHEAD = 4
 
 
-def shard_errors(folder: Path, entries: list[dict[str, Any]]) -> list[str | None]:
+def shard_errors(folder: Path, entries: list[dict[str, Any]], checked: Callable[[int], None] = lambda n: None) -> list[str | None]:
     """What is wrong with each shard, None where all is well; in bounded memory, see `check_bytes`.
 
     Parameters
@@ -36,6 +36,8 @@ def shard_errors(folder: Path, entries: list[dict[str, Any]]) -> list[str | None
         Of the store.
     entries : list of dict
         Of its manifest.
+    checked : callable
+        Called with 1 after each shard, on any thread; what it raises ends the check.
     """
     errors: list[str | None] = [None] * len(entries)
 
@@ -48,6 +50,7 @@ def shard_errors(folder: Path, entries: list[dict[str, Any]]) -> list[str | None
             _check(folder / entry["file"], entry)
         except H5_ERRORS as error:
             errors[number] = first_line(error).removeprefix(f"{folder / entry['file']}: ")
+        checked(1)
 
     share(check, range(len(entries)), _n_threads(entries))
     return errors

@@ -29,13 +29,9 @@ _LIBRARY_BYTES, _THREAD_BYTES = 12 << 20, 6 << 20
 _VIRTUAL_BYTES = 20 << 10
 
 
-# HDF5's cache and its copy of a chunk while a checkpoint is written, at most 1 MiB each, and what else it holds
+# HDF5's cache and its copy of a chunk while a checkpoint is written, at most 1 MiB each, and what else it holds. The disk for it is not
+# asked for: where there is none, the run goes on without
 _CHECKPOINT = {"HDF5 checkpoint": 3 << 20}
-# claims of PCA and SVM that a checkpoint keeps
-_KEPT = (
-    *("Gram matrix", "basis of directions", "directions and products", "coefficients", "means and variances"),
-    *("Hessians", "active rows", "planes", "support vectors", "components"),
-)
 
 
 @dataclass(frozen=True)
@@ -126,8 +122,7 @@ def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int
         result.append(StagePlan("extract", added(images, writing), 1, s.feature_bytes))
     if k is not None and s.pca_solver is not None:
         claims = pca_bytes(s.pca_solver, d, k, s.n_rows, n_jobs=s.n_jobs)
-        disk = fitted_pca_bytes(d, k) + checkpoint_disk_bytes(claims)
-        result.append(StagePlan("pca", added(reading, claims, _CHECKPOINT), pca_passes(s.pca_solver, d, k), disk))
+        result.append(StagePlan("pca", added(reading, claims, _CHECKPOINT), pca_passes(s.pca_solver, d, k), fitted_pca_bytes(d, k)))
         blocks = {"row block": block_rows(d) * d * 4, "reduced block": block_rows(d) * k * 4, "components": 12 * k * d + 32 * d}
         result.append(StagePlan("project", added(reading, blocks, {"HDF5 reduced": open_shard_bytes(k, 4)}), 1, s.reduced_bytes))
         reading = {"HDF5 reduced": open_shard_bytes(k, 4), "components": 8 * k * d}
@@ -141,17 +136,11 @@ def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int
         probability=s.probability,
     )
     learnt = fitted_svm_bytes(s.kernel, s.reduced, len(s.class_counts), s.n_vectors)
-    disk = learnt + checkpoint_disk_bytes(svm)
-    result.append(StagePlan("svm", added(reading, svm, _CHECKPOINT), svm_passes(s.kernel, s.probability), disk))
+    result.append(StagePlan("svm", added(reading, svm, _CHECKPOINT), svm_passes(s.kernel, s.probability), learnt))
     model = fitted_bytes(network, s)
     shards = -(-s.n_rows // shard_rows(d, s.itemsize)) if s.keep_features else 0
     result.append(StagePlan("save", added({"model": model, "virtual data set": _VIRTUAL_BYTES * shards, "HDF5 model": 4 << 20}), 0, model))
     return result
-
-
-def checkpoint_disk_bytes(claims: dict[str, int]) -> int:
-    """Disk for the checkpoints of a stage with these claims: what is kept, twice, as a new one is written beside the old."""
-    return 2 * sum(claims.get(name, 0) for name in _KEPT)
 
 
 def drawing_claims(source: ImageSource, network: Network, n_jobs: int, kernels) -> dict[str, int]:

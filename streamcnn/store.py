@@ -20,7 +20,7 @@ not forgery: who can write the shards can write the manifest too.
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ import numpy as np
 from streamcnn.arrays import load_arrays, save_arrays
 from streamcnn.errors import DataError, StoreError
 from streamcnn.faults import step
-from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, fsync_folder, replacing, writing
+from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, flush_to_disk, fsync_folder, replacing, writing
 from streamcnn.forking import tell_child
 from streamcnn.h5files import creating
 from streamcnn.manifest import KINDS, MAX_JSON_BYTES, MAX_MANIFEST_BYTES, checked_config, config_text, duplicate, entry_of, line_of
 from streamcnn.memory import format_bytes
 from streamcnn.shardcheck import check_bytes, is_there, shard_errors
 from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows
-from streamcnn.untrusted import check_regular, first_line, fits_json, parse_json, read_small
+from streamcnn.untrusted import H5_ERRORS, check_regular, first_line, fits_json, open_h5, parse_json, read_small
 
 FORMAT, FORMAT_VERSION = "streamcnn-store", 1
 
@@ -94,7 +94,8 @@ class FeatureStore:
         try:
             for folder in (self.path, *(self.path / name for name in (*KINDS, "stages", "checkpoints")), *self.path.glob("checkpoints/*")):
                 for entry in os.scandir(folder) if folder.is_dir() else ():
-                    if entry.is_symlink():
+                    # a junction is Windows' link to a folder
+                    if entry.is_symlink() or getattr(entry, "is_junction", bool)():
                         raise StoreError(f"{entry.path} is a symbolic link, which no store has inside: put the file or folder itself there")
         except OSError as error:
             if isinstance(error, StoreError):
@@ -127,13 +128,19 @@ class FeatureStore:
             When it cannot be written.
         """
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(file.suffix != TEMPORARY_SUFFIX for file in path.iterdir())):
-            raise StoreError(f"{path} is not an empty folder: choose another, or an existing store to reuse")
+        _check_empty(path)
         with writing(path):
             step(f"make folder {path.name}")
             path.mkdir(parents=True, exist_ok=True)
-        base = {"format": FORMAT, "format_version": FORMAT_VERSION, "digests": {}}
-        _write_config(path / "config.json", base | (config or {}), durable)
+        first = FolderLock(path)
+        first.acquire()
+        try:
+            # another process may have made its store meanwhile
+            _check_empty(path)
+            base = {"format": FORMAT, "format_version": FORMAT_VERSION, "digests": {}}
+            _write_config(path / "config.json", base | (config or {}), durable)
+        finally:
+            first.release()
         store = cls(path, durable)
         store.lock()
         return store
@@ -148,8 +155,10 @@ class FeatureStore:
         tell_child(self)
         # another process may have had it until now
         self.config, self.entries = self._read_config(), self._read_manifest()
-        for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
+        with writing(self.path):
+            for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
+                if not leftover.is_dir():
+                    leftover.unlink(missing_ok=True)
 
     def after_fork(self) -> None:
         """See `forking.tell_child`: the lock stays the parent's, and is free as soon as that lets go of it."""
@@ -210,7 +219,7 @@ class FeatureStore:
                 file.flush()
                 if self.durable:
                     step(f"fsync line for {what}")
-                    os.fsync(file.fileno())
+                    flush_to_disk(file.fileno())
             if self.durable and not self.entries:
                 fsync_folder(self.path)
         self.entries.append(entry)
@@ -277,12 +286,18 @@ class FeatureStore:
         found = [e for e in self.entries if e.get("kind") == kind and (not digests or e["digest"] in digests)]
         return sorted(found, key=lambda entry: entry["shard"])
 
-    def begin(self, kind: str, *digests: str, check: bool = False) -> set[int]:
-        """Drop shards of other digests (and, with `check`, damaged ones) and return the numbers of those that stay."""
+    def begin(self, kind: str, *digests: str, check: Callable[[int], None] | None = None) -> set[int]:
+        """Drop shards of other digests, and return the numbers of those that stay.
+
+        With `check` damaged ones are dropped too, and it is called with 1 for each that was looked at; it may raise to end this.
+        """
         self._check_process()
         self._make_folder(kind)
         found = self.shards(kind, *digests)
-        errors = shard_errors(self.path, found) if check else [None if is_there(self.path / e["file"], e) else "missing" for e in found]
+        if check is None:
+            errors = [None if is_there(self.path / e["file"], e) else "missing" for e in found]
+        else:
+            errors = shard_errors(self.path, found, check)
         keep = [e for e, error in zip(found, errors) if error is None]
         kept = {id(e) for e in keep}
         stale = [e for e in self.shards(kind) if id(e) not in kept]
@@ -292,7 +307,7 @@ class FeatureStore:
             if kind == "features":
                 (self.path / "features.h5").unlink(missing_ok=True)
         names = {e["file"] for e in keep}
-        self._sound = {name for name in self._sound if not name.startswith(f"{kind}/") or name in names}
+        self._sound = {name for name in self._sound if not name.startswith(f"{kind}/") or name in names} | (names if check else set())
         for file in (self.path / kind).glob("*.h5"):
             if f"{kind}/{file.name}" not in names:
                 with writing(file):
@@ -301,8 +316,12 @@ class FeatureStore:
         return {e["shard"] for e in keep}
 
     def _make_folder(self, name: str) -> None:
-        with writing(self.path / name):
-            (self.path / name).mkdir(exist_ok=True)
+        if (folder := self.path / name).is_dir():
+            return
+        with writing(folder):
+            folder.mkdir()
+            if self.durable:
+                fsync_folder(self.path)
 
     @contextlib.contextmanager
     def writing(self, kind: str, shard: int, start: int, n_rows: int, n_features: int, dtype, digest: str) -> Iterator[ShardWriter]:
@@ -401,7 +420,7 @@ class FeatureStore:
         """
         if entry["file"] not in self._sound:
             if (error := shard_errors(self.path, [entry])[0]) is not None:
-                raise StoreError(f"{self.path / entry['file']} is damaged: {error}; fit again with --resume to recompute it")
+                raise StoreError(f"{self.path / entry['file']} is damaged: {error}; {way_out(entry['kind'])}")
             self._sound.add(entry["file"])
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
@@ -430,7 +449,8 @@ class FeatureStore:
         the whole process) is a `MemoryBudgetError`.
         """
         shards = [e for kind in KINDS for e in self.shards(kind)]
-        problems = [f"{e['file']}: {error}" for e, error in zip(shards, shard_errors(self.path, shards)) if error is not None]
+        found = zip(shards, shard_errors(self.path, shards))
+        problems = [f"{e['file']}: {error}; {way_out(e['kind'])}" for e, error in found if error is not None]
         for kind in ("features", "reduced"):
             try:
                 self.rows(kind)
@@ -438,8 +458,18 @@ class FeatureStore:
                 problems.append(str(error))
         for entry in self.entries:
             if "stage" in entry and entry.get("arrays", False) and self.stage_arrays(entry["stage"], entry["digest"], memory_limit) is None:
-                problems.append(f"stages/{entry['stage']}.h5: missing or damaged")
+                problems.append(f"stages/{entry['stage']}.h5: missing or damaged; {way_out('stage')}")
+        if (self.path / "features.h5").exists() and not self._virtual_is_whole():
+            problems.append(f"features.h5: damaged; {way_out('features')}")
         return problems
+
+    def _virtual_is_whole(self) -> bool:
+        """Whether `features.h5` can be opened and is over all feature shards; streamcnn itself never reads it."""
+        try:
+            with open_h5(self.path / "features.h5", StoreError, links=False) as file:
+                return {source.file_name for source in file["features"].virtual_sources()} == {e["file"] for e in self.shards("features")}
+        except H5_ERRORS:
+            return False
 
     def drop_checkpoints(self) -> None:
         """Remove what stages have kept while they ran."""
@@ -454,10 +484,37 @@ class FeatureStore:
         """Remove the store's folder and all in it."""
         self._check_process()
         self.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        delete_store(self.path)
 
     def __repr__(self):
         return f"FeatureStore({str(self.path)!r}: {self.n_rows} rows of {self.n_features} features, {format_bytes(self.nbytes)})"
+
+
+def _check_empty(path: Path) -> None:
+    """Refuse a path that is there already, but for a folder that holds nothing, or what systems and dead processes leave behind."""
+    junk = ("Thumbs.db", "desktop.ini")
+
+    def counts(file: Path) -> bool:
+        return file.suffix != TEMPORARY_SUFFIX and not file.name.startswith(".") and file.name not in junk
+
+    if path.exists() and (not path.is_dir() or any(map(counts, path.iterdir()))):
+        raise StoreError(f"{path} is not an empty folder: choose another, or an existing store to reuse")
+
+
+def delete_store(path: Path) -> None:
+    """Remove a store; one that is left half-removed can still be opened."""
+    if path.is_dir():
+        for part in path.iterdir():
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def way_out(kind: str) -> str:
+    """What puts a damaged part of a store right: shards of a kind, or stages."""
+    if kind == "added":
+        return "fit again, then add the images again"
+    return "fit again with --resume to recompute it"
 
 
 def _write_config(path: Path, config: dict[str, Any], durable: bool) -> None:

@@ -161,7 +161,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         """
         return self._fit(X, y, sample_weight, checkpoint=checkpoint or Checkpoint())
 
-    def refit(self, X, y, before: "StreamingSVC", known: np.ndarray):
+    def refit(self, X, y, before: "StreamingSVC", known: np.ndarray, checkpoint: Checkpoint | None = None):
         """Train on the rows of a fitted SVM and further ones, with its row scaling.
 
         Where the kernel is the same, C, gamma and landmarks are those of `before`, and planes start from its planes. The result is that
@@ -176,12 +176,14 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             Fitted.
         known : ndarray of shape (len(before.classes_),), int
             Places of its classes among the sorted labels of `y`.
+        checkpoint : Checkpoint or None
+            As in `fit`.
 
         Returns
         -------
         self
         """
-        return self._fit(X, y, None, before, known, checkpoint=Checkpoint())
+        return self._fit(X, y, None, before, known, checkpoint=checkpoint or Checkpoint())
 
     def _fit(self, X, y, sample_weight: Any, before: Any = None, known: Any = None, *, checkpoint: Checkpoint):
         self._check_parameters()

@@ -132,7 +132,7 @@ def check_store(path: Path, seeds: Path, forged: bool, write: bool) -> None:
     if write:
         with store:
             store.lock()
-            store.begin("features", EXTRACT, check=True)
+            store.begin("features", EXTRACT, check=lambda n: None)
             store.update_config(note=1)
             store.finish("pca", "d" * 64, {"mean_": np.zeros(3)})
             store.write_virtual()

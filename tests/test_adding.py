@@ -319,7 +319,7 @@ def test_what_does_not_fit_is_refused_before_it_starts(tmp_path, parts, monkeypa
     with pytest.raises(MemoryBudgetError, match=r"memory_limit of 20.0 MiB is too small: stage svm .*set memory_limit to at least"):
         classifier.set_params(memory_limit="20MiB").partial_fit(*second)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(StoreError, match="1000 B free and the store needs"):
+    with pytest.raises(StoreError, match="KiB free and the store needs"):
         classifier.set_params(memory_limit=None).partial_fit(*second)
     assert not (tmp_path / "s/added").exists()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from streamcnn import StreamingPCA, StreamingSVC
-from streamcnn.checkpoint import FileCheckpoint
+from streamcnn.checkpoint import FileCheckpoint, with_checkpoint
 from streamcnn.progress import CountedRows
 from streamcnn.rows import ArrayRows
 
@@ -162,3 +162,40 @@ def test_state_of_something_else_is_none(change, tmp_path, keep_all, monkeypatch
         content[len(content) // 2] ^= 1
         (tmp_path / "state.h5").write_bytes(content)
     assert other.left() is None
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"n": np.array(100)},
+        {"n": np.array(4096), "shift": np.zeros(40), "total": np.zeros(40), "gram": np.zeros((3, 3))},
+        {"n": np.array(4096), "shift": np.zeros(40), "total": np.zeros(40), "gram": np.full((40, 40), np.nan)},
+        {"n": np.ones(3), "shift": np.zeros(40), "total": np.zeros(40), "gram": np.zeros((40, 40))},
+    ],
+    ids=["arrays missing", "wrong shape", "no numbers", "a count that is none"],
+)
+def test_a_made_up_state_is_dropped_and_the_stage_starts_afresh(forged, tmp_path, caplog):
+    # its hash and digest are right, as whoever forges them makes these too
+    compute = pca(solver="covariance", n_components=5)
+    expected = Run(tmp_path / "whole", compute)()
+    FileCheckpoint(tmp_path / "forged", "digest", durable=False)._save("state.h5", forged)
+    found = Run(tmp_path / "forged", lambda rows, checkpoint: with_checkpoint(checkpoint, lambda kept: compute(rows, kept)))()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+    assert "holds what no run has kept" in caplog.text
+
+
+def test_errors_of_the_data_are_not_taken_for_those_of_a_checkpoint(tmp_path):
+    def fails(checkpoint):
+        raise ValueError("of the rows")
+
+    with pytest.raises(ValueError, match="of the rows"):
+        with_checkpoint(FileCheckpoint(tmp_path, "digest"), fails)
+
+
+def test_a_run_that_shall_stop_keeps_the_state_of_svm_too(tmp_path, keep_all):
+    compute = svm(kernel="linear", C=1.0)
+    run = Run(tmp_path, compute)
+    with pytest.raises(Interrupted):
+        run(stop_at=4)
+    assert (tmp_path / "state.h5").exists()
