@@ -5,6 +5,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+from mutations import lookup3, metadata_blocks
 
 from streamcnn.h5files import LIBVER
 from streamcnn.shardcheck import shard_errors
@@ -131,3 +132,16 @@ def test_no_flipped_byte_goes_unnoticed_that_changes_what_is_read(store):
                 np.testing.assert_array_equal(file["labels"][:], LABELS)
     # space that HDF5 leaves unused between its objects
     assert unnoticed < len(whole) / 10
+
+
+def test_chunks_beyond_the_end_that_the_file_declares_are_refused(store):
+    """HDF5 does not read them, though their bytes are there: verify must not call such a shard well."""
+    path = store.path / "features/00001.h5"
+    content = bytearray(path.read_bytes())
+    start, end = next(block for block in metadata_blocks(bytes(content)) if block[0] == 0)
+    # superblock version 3: the end of the file is the third address, from byte 28 on
+    assert int.from_bytes(content[28:36], "little") == len(content)
+    content[28:36] = (len(content) // 2).to_bytes(8, "little")
+    content[end : end + 4] = lookup3(bytes(content[start:end])).to_bytes(4, "little")
+    path.write_bytes(content)
+    assert checked(store)[1] is not None
