@@ -329,13 +329,16 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn verify PATH`."""
     path, limit = Path(args.path), resolve_limit(args.memory_limit)
     store = FeatureStore(path) if path.is_dir() else None
-    plan = _plan_reading(limit, None if store is None else store.verify_bytes())
+    claims, model = ({}, path) if store is None else (store.verify_bytes(), path / "model.h5")
+    if model.is_file():  # the arrays, and what is made of them
+        claims = added(claims, {"model": 2 * model.stat().st_size})
+    plan = _plan_reading(limit, claims)
     with MemoryMonitor(limit) as monitor, monitor.stage("verify", plan.peak_bytes):
         if store is not None:
             problems = store.verify(limit)
-            if (path / "model.h5").exists():
+            if model.exists():
                 try:
-                    load_model(path / "model.h5", limit)
+                    load_model(model, limit)
                 except FileError as error:
                     problems.append(f"model.h5: {error}; {way_out('stage')}")
             shards = sum(len(store.shards(kind)) for kind in KINDS)

@@ -253,9 +253,10 @@ class Run:
 
     def _begin(self, kind: str, digest: str) -> set[int]:
         """Numbers of the shards that are there already; on resume each is compared with its hash."""
-        if not self.check_shards:
+        found = self.store.shards(kind, digest)
+        if not self.check_shards or not found:
             return self.store.begin(kind, digest)
-        with self.progress.bar("check", len(self.store.shards(kind, digest)), "shards") as update:
+        with self.progress.bar("check", len(found), "shards") as update:
             return self.store.begin(kind, digest, check=update)
 
     def _n_shards(self, width: int, itemsize: int) -> int:

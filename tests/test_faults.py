@@ -126,7 +126,8 @@ def interrupt_once(reference: Reference, folder: Path, number: int, twice: bool)
     assert "interrupted" in child.text
     n_before = reference.check_store(folder)
     if not twice:
-        in_shard = reference.steps[number - 1].startswith(("write chunk", "write 0", "fsync 0", "rename 0"))
+        shard_steps = ("write chunk", "write 0", "fsync 0", "rename 0", "fsync folder features", "fsync folder reduced")
+        in_shard = reference.steps[number - 1].startswith(shard_steps)
         assert n_before == n_shards(reference.steps[:number]) + in_shard
     reference.check_finished(folder, n_before)
     shutil.rmtree(folder)
