@@ -206,20 +206,12 @@ def write_images_h5(
     """
     path, dtype = Path(path), np.dtype(dtype)
     rows = min(n_samples, max(1, _WRITE_CHUNK // (math.prod(image_shape) * dtype.itemsize)))
-    try:
-        # the cache keeps the chunk that two blocks share until it is full
-        with (
-            replacing(path) as temporary,
-            creating(temporary, rdcc_nbytes=4 * _WRITE_CHUNK) as file,
-        ):
-            images = file.create_dataset("images", (n_samples, *image_shape), dtype, chunks=(rows, *image_shape), fletcher32=True)
-            _write_blocks(file, images, blocks)
-            if label_names is not None:
-                file.create_dataset("label_names", data=list(label_names), dtype=h5py.string_dtype())
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, StreamCNNError):
-            raise
-        raise FileError(f"{path}: cannot be written ({first_line(error)})") from error
+    # the cache keeps the chunk that two blocks share until it is full
+    with replacing(path) as temporary, creating(temporary, rdcc_nbytes=4 * _WRITE_CHUNK) as file:
+        images = file.create_dataset("images", (n_samples, *image_shape), dtype, chunks=(rows, *image_shape), fletcher32=True)
+        _write_blocks(file, images, blocks)
+        if label_names is not None:
+            file.create_dataset("label_names", data=list(label_names), dtype=h5py.string_dtype())
 
 
 def _write_blocks(file: NewFile, images: h5py.Dataset, blocks: Iterable[tuple]) -> None:

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from streamcnn.untrusted import MAX_JSON_BYTES, parse_json
+from streamcnn.untrusted import parse_json
 
 KINDS = ("features", "reduced", "added")
 MAX_MANIFEST_BYTES = 1 << 26
@@ -129,4 +129,4 @@ _CONFIG: dict[str, Callable[[Any], bool]] = {
 
 _BEFORE_CRC = {"format_version", *_CONFIG}
 
-__all__ = ["KINDS", "MAX_JSON_BYTES", "MAX_MANIFEST_BYTES", "checked_config", "config_text", "duplicate", "entry_of", "line_of"]
+__all__ = ["KINDS", "MAX_MANIFEST_BYTES", "checked_config", "config_text", "duplicate", "entry_of", "line_of"]

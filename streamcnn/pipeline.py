@@ -100,15 +100,14 @@ class Run:
     source : ImageSource
     settings : Settings
     store : FeatureStore
-    limit : int
-        Bytes.
+    plan : Plan
+    progress : Progress
+    monitor : MemoryMonitor
+        Entered by the caller.
     resume : bool
         Check the hashes of finished shards and refuse other data or parameters.
     verify_data : bool
         Read the images of finished shards again, and refuse when they are others.
-    progress : Progress
-    monitor : MemoryMonitor
-        Entered by the caller.
     """
 
     def __init__(

@@ -17,9 +17,9 @@ import numpy as np
 
 from streamcnn.arrayfiles import read_fully
 from streamcnn.errors import StoreError
-from streamcnn.shards import chunk_shapes, open_shard_bytes, rows_hash
+from streamcnn.shards import chunk_shapes, open_shard_bytes, rows_hash, stored_dataset
 from streamcnn.threads import resolve_n_jobs, share
-from streamcnn.untrusted import H5_ERRORS, OWN_FILTERS, check_regular, first_line, open_h5, plain_dataset
+from streamcnn.untrusted import H5_ERRORS, check_regular, first_line, open_h5
 
 # two for each core, as they wait for the disk in turn. More than 8 would read no faster from any disk, and each takes memory
 _THREADS = 8
@@ -91,10 +91,7 @@ def _check(path: Path, entry: dict[str, Any]) -> None:
     n_rows, width, dtype = entry["rows"], entry["n_features"], np.dtype(entry["dtype"])
     shapes = chunk_shapes(n_rows, width, dtype.itemsize)
     with open_h5(path, StoreError, links=False) as file:
-        places = [
-            _places(file, path, "features", (n_rows, width), dtype, shapes[0]),
-            _places(file, path, "labels", (n_rows,), np.dtype("<i8"), shapes[1]),
-        ]
+        places = [_places(stored_dataset(file, path, entry, name), name) for name in ("features", "labels")]
     hashes = []
     with path.open("rb", buffering=0) as file:
         for name, offsets, shape, itemsize in zip(("features", "labels"), places, shapes, (dtype.itemsize, 8)):
@@ -111,15 +108,11 @@ def _check(path: Path, entry: dict[str, Any]) -> None:
             file[name][int(offsets.argmax()) * shape[0]]
 
 
-def _places(file: h5py.File, path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, chunks: tuple[int, ...]) -> np.ndarray:
+def _places(item: h5py.Dataset, name: str) -> np.ndarray:
     """Where the chunks of a data set begin in the file, in order of their rows: int64."""
-    item = plain_dataset(file, name, path, name, StoreError)
-    if item.shape != shape or item.dtype != dtype:
-        raise ValueError(f"{name} is not an array {shape} of {dtype}, as the manifest says")
-    if item.chunks != chunks or item.id.get_create_plist().get_nfilters() != len(OWN_FILTERS):
-        raise ValueError(f"{name} is in pieces of {item.chunks} or without checksums, as no streamcnn stores it")
+    shape, chunks = item.shape, item.chunks
     places = np.empty(-(-shape[0] // chunks[0]), np.int64)
-    stored = int(np.prod(chunks)) * dtype.itemsize + 4
+    stored = int(np.prod(chunks)) * item.dtype.itemsize + 4
     for number in range(len(places)):
         info = item.id.get_chunk_info_by_coord((number * chunks[0], *(0,) * (len(shape) - 1)))
         if info.size != stored or info.filter_mask:

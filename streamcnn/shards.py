@@ -1,7 +1,6 @@
 """One shard: rows and labels in an HDF5 file that is written once and then only read."""
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from streamcnn.errors import StoreError
 from streamcnn.faults import step
 from streamcnn.forking import ThreadLock, tell_child
 from streamcnn.h5files import NewFile
-from streamcnn.untrusted import H5_ERRORS, open_h5, plain_dataset
+from streamcnn.untrusted import H5_ERRORS, OWN_FILTERS, open_h5, plain_dataset
 
 HDF5_CHUNK_BYTES = 1 << 18
 _SHARD_BYTES = 1 << 25
@@ -34,6 +33,25 @@ def hdf5_chunk_rows(n_features: int, itemsize: int) -> int:
 def chunk_shapes(n_rows: int, n_features: int, itemsize: int) -> tuple[tuple[int, int], tuple[int]]:
     """Shapes of the HDF5 chunks of `features` and of `labels`. They are part of the format: `shardcheck` accepts no others."""
     return (min(n_rows, hdf5_chunk_rows(n_features, itemsize)), n_features), (min(n_rows, _LABEL_CHUNK),)
+
+
+def stored_dataset(file: h5py.File, path: Path, entry: dict[str, Any], name: str) -> h5py.Dataset:
+    """`features` or `labels` of an opened shard, as `ShardWriter` stores them and the manifest's `entry` says.
+
+    Raises
+    ------
+    StoreError
+        When it is of another shape or type, lies elsewhere, or is stored in other pieces or through other filters.
+    """
+    item = plain_dataset(file, name, path, name, StoreError)
+    shape = (entry["rows"], entry["n_features"]) if name == "features" else (entry["rows"],)
+    dtype = np.dtype(entry["dtype"] if name == "features" else "<i8")
+    if item.shape != shape or item.dtype != dtype:
+        raise StoreError(f"{path}: {name} is not an array {shape} of {dtype}, as the manifest says")
+    chunks = dict(zip(("features", "labels"), chunk_shapes(entry["rows"], entry["n_features"], np.dtype(entry["dtype"]).itemsize)))
+    if item.chunks != chunks[name] or item.id.get_create_plist().get_nfilters() != len(OWN_FILTERS):
+        raise StoreError(f"{path}: {name} is in pieces of {item.chunks} or without checksums, as no streamcnn stores it")
+    return item
 
 
 def rows_hash(features: str, labels: str) -> str:
@@ -176,14 +194,7 @@ class StoredRows:
         if name in self._items:
             return self._items[name]
         assert self._file is not None
-        item = plain_dataset(self._file, name, path, name, StoreError)
-        shape = (entry["rows"], entry["n_features"]) if name == "features" else (entry["rows"],)
-        dtype = np.dtype(entry["dtype"] if name == "features" else np.int64)
-        if item.shape != shape or item.dtype != dtype:
-            raise StoreError(f"{path}: {name} is {item.shape} {item.dtype}, the manifest says {shape} {dtype}: fit again with --resume")
-        # what `open_shard_bytes` declares; without pieces there are no checksums
-        if item.chunks is None or item.dtype.itemsize * math.prod(item.chunks) > max(HDF5_CHUNK_BYTES, item.dtype.itemsize * shape[-1]):
-            raise StoreError(f"{path}: {name} is stored in pieces of {item.chunks}, as no store has them: fit again with --resume")
+        item = stored_dataset(self._file, path, entry, name)
         self._items[name] = item
         return item
 

@@ -33,11 +33,11 @@ from streamcnn.faults import step
 from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, flush_to_disk, fsync_folder, replacing, writing
 from streamcnn.forking import tell_child
 from streamcnn.h5files import creating
-from streamcnn.manifest import KINDS, MAX_JSON_BYTES, MAX_MANIFEST_BYTES, checked_config, config_text, duplicate, entry_of, line_of
+from streamcnn.manifest import KINDS, MAX_MANIFEST_BYTES, checked_config, config_text, duplicate, entry_of, line_of
 from streamcnn.memory import format_bytes
 from streamcnn.shardcheck import check_bytes, is_there, shard_errors
 from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows
-from streamcnn.untrusted import H5_ERRORS, check_regular, first_line, fits_json, open_h5, parse_json, read_small
+from streamcnn.untrusted import H5_ERRORS, MAX_JSON_BYTES, check_regular, first_line, fits_json, open_h5, parse_json, read_small
 
 FORMAT, FORMAT_VERSION = "streamcnn-store", 1
 
