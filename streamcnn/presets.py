@@ -33,12 +33,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     # anew (README). There: 5 x 5 filters before 3 x 3 (97 to 90 % in the worst light) and 7 x 7 (96), threshold 1.5 before 0.5,
     # windows of 2 before 3 (92) and 4 (87), a linear kernel before rbf, C from 0.1 to 0.3 before 0.03 and 1; 8 filters do as well as 32.
     "faces": {
-        "layers": (ConvLayer(12, 5, activation="split", threshold=1.5, pool="mean", pool_size="fine"),),
-        "preprocess": ("log", "local_contrast"),
+        "layers": (ConvLayer(24, 5, activation="split", threshold=0.5, pool="mean", pool_size="fine"),),
+        "preprocess": ("log", "smooth", "local_contrast"),
         "n_components": "auto",
         "pca_solver": "auto",
         "kernel": "linear",
-        "C": 0.3,
+        "C": 1.0,
         "gamma": "auto",
     },
     # Lee & Lee 2017, section 4. The paper gives two convolution and sub-sampling layers, filters of at most 10 % similarity,

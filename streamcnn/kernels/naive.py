@@ -9,7 +9,17 @@ import numpy as np
 
 from streamcnn.kernels import ACTIVATIONS, POOLS
 
-__all__ = ["WRITES_HALF", "contrast_scratch", "conv_layer", "conv_scratch", "local_contrast", "log", "pending_bytes", "standardize"]
+__all__ = [
+    "WRITES_HALF",
+    "contrast_scratch",
+    "conv_layer",
+    "conv_scratch",
+    "local_contrast",
+    "log",
+    "pending_bytes",
+    "smooth",
+    "standardize",
+]
 
 WRITES_HALF = False
 
@@ -76,6 +86,16 @@ def local_contrast(images, window: int, epsilon: float, scratch, out) -> None:
             for j in range(x.shape[1]):
                 box = x[max(i - half, 0) : i + half + 1, max(j - half, 0) : j + half + 1]
                 result[i, j] = (x[i, j] - box.mean(axis=(0, 1))) / (box.std(axis=(0, 1)) + epsilon)
+
+
+def smooth(images, window: int, scratch, out) -> None:
+    """Local mean; see the package."""
+    half = window // 2
+    for image, result in zip(images, out):
+        x = image.astype(np.float64)
+        for i in range(x.shape[0]):
+            for j in range(x.shape[1]):
+                result[i, j] = x[max(i - half, 0) : i + half + 1, max(j - half, 0) : j + half + 1].mean(axis=(0, 1))
 
 
 def pending_bytes(steps: tuple[str, ...]) -> int:
