@@ -20,7 +20,7 @@ from streamcnn.kernels import ACTIVATIONS, POOLS, empty_lines
 logger = logging.getLogger("streamcnn")
 
 # pooling windows along the longer side at most, for each word that `pool_size` may be
-AUTO_WINDOWS = {"auto": 7, "fine": 24}
+AUTO_WINDOWS = {"auto": 7, "fine": 48}
 CALIBRATION_BYTES = 1 << 24
 # images convolved at a time to scale the filters
 DRAW_CHUNK = 16
@@ -55,7 +55,7 @@ class ConvLayer:
     pool : "mean", "max" or None
     pool_size : int, "auto" or "fine"
         Side of the square windows, which do not overlap; incomplete windows are dropped. `"auto"` makes at most 7 windows
-        along the longer side, `"fine"` at most 24: for images that all show the same thing in the same place, such as faces.
+        along the longer side, `"fine"` at most 48: for images that all show the same thing in the same place, such as faces.
     pool_grid : (int, int) or None
         Pool to so many rows and columns instead; cell i covers rows floor(i*H/R) to floor((i+1)*H/R).
     patch_norm : None

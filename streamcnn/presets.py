@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The logarithm turns illumination into an offset, smoothing averages the noise that it raises in the dark, local contrast removes
     # the offset and, run twice, what shadow edges leave around them. README: what each choice was measured on and gives.
     "faces": {
-        "layers": (ConvLayer(24, 5, activation="split", threshold=1.0, pool="mean", pool_size="fine"),),
+        "layers": (ConvLayer(12, 5, activation="split", threshold=1.0, pool="mean", pool_size="fine"),),
         "preprocess": ("log", "smooth", "local_contrast", "local_contrast"),
         "n_components": "auto",
         "pca_solver": "auto",
