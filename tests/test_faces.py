@@ -57,11 +57,9 @@ def test_other_words_are_no_pool_size():
 
 
 def test_extended_yale_b(real_data):
-    """Trained on light from within 12 degrees, faces knows nearly all images of all others, where fast fails."""
+    """Trained on light from within 12 degrees, faces knows nearly all images lit from beyond 52 and from beyond 77."""
     subsets = extended_yale_b(real_data / "CroppedYale")
     faces = StreamCNNClassifier(preset="faces", random_state=0).fit(subsets[1])
-    # of 10 seeds the worst have 100, 100, 96.2 and 99.2 %
-    for subset, least in ((2, 1.0), (3, 0.997), (4, 0.96), (5, 0.985)):
-        assert faces.score(subsets[subset]) >= least
-    fast = StreamCNNClassifier(preset="fast", random_state=0).fit(subsets[1])
-    assert fast.score(subsets[4]) < 0.9
+    # the mean of 10 seeds (README) less a point: LEAST
+    assert faces.score(subsets[4]) >= 0.97
+    assert faces.score(subsets[5]) >= 0.98
