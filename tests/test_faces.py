@@ -60,6 +60,6 @@ def test_extended_yale_b(real_data):
     """Trained on light from within 12 degrees, faces knows nearly all images lit from beyond 52 and from beyond 77."""
     subsets = extended_yale_b(real_data / "CroppedYale")
     faces = StreamCNNClassifier(preset="faces", random_state=0).fit(subsets[1])
-    # the mean of 10 seeds (README) less a point: LEAST
+    # means of 10 seeds 98.99 and 99.40 %, deviations 0.43 and 0.09: less more than four deviations
     assert faces.score(subsets[4]) >= 0.97
     assert faces.score(subsets[5]) >= 0.98
