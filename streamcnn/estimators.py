@@ -51,11 +51,11 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    preset : "fast" or "lee2017"
+    preset : "fast", "faces" or "lee2017"
         Values for every parameter left at its default.
     layers : sequence of ConvLayer or None
     preprocess : str, sequence of str or None
-        `"standardize"`, `"log"`, `"local_contrast"`, applied to each image in that order.
+        `"standardize"`, `"log"`, `"smooth"`, `"local_contrast"`, applied to each image in that order.
     n_components : int, "auto" or None
         Width after PCA; None leaves PCA away.
     pca_solver : "auto", "covariance", "randomized" or "incremental"

@@ -21,6 +21,8 @@ from streamcnn.kernels import ACTIVATIONS, POOLS, empty_lines
 
 logger = logging.getLogger("streamcnn")
 
+# pooling windows along the longer side at most, for each word that `pool_size` may be
+AUTO_WINDOWS = {"auto": 7, "fine": 48}
 CALIBRATION_BYTES = 1 << 24
 # images convolved at a time to scale the filters
 DRAW_CHUNK = 16
@@ -55,9 +57,9 @@ class ConvLayer:
     activation : "relu", "abs", "clip" or "split"
     threshold : float
     pool : "mean", "max" or None
-    pool_size : int or "auto"
+    pool_size : int, "auto" or "fine"
         Side of the square windows, which do not overlap; incomplete windows are dropped. `"auto"` makes at most 7 windows
-        along the longer side.
+        along the longer side, `"fine"` at most 48: for images that all show the same thing in the same place, such as faces.
     pool_grid : (int, int) or None
         Pool to so many rows and columns instead; cell i covers rows floor(i*H/R) to floor((i+1)*H/R).
     patch_norm : None
@@ -88,8 +90,8 @@ class ConvLayer:
         kernel = self.kernel_size
         if kernel != "auto" and not (_is_int(kernel) and kernel > 0) and not _is_int_pair(kernel):
             raise ParameterError(f'kernel_size must be a positive whole number, a pair of them or "auto", got {kernel!r}')
-        if self.pool_size is not None and self.pool_size != "auto" and not (_is_int(self.pool_size) and self.pool_size > 0):
-            raise ParameterError(f'pool_size must be a positive whole number or "auto", got {self.pool_size!r}')
+        if self.pool_size is not None and self.pool_size not in AUTO_WINDOWS and not (_is_int(self.pool_size) and self.pool_size > 0):
+            raise ParameterError(f'pool_size must be a positive whole number, "auto" or "fine", got {self.pool_size!r}')
         if self.pool_grid is not None and not _is_int_pair(self.pool_grid):
             raise ParameterError(f"pool_grid must be a pair of positive whole numbers or None, got {self.pool_grid!r}")
         for name, allowed in (("filters", ("discriminating", "random")), ("activation", tuple(ACTIVATIONS))):
@@ -166,8 +168,8 @@ def _pool_edges(layer: ConvLayer, rows: int, cols: int) -> tuple[np.ndarray, np.
         if grid[0] > rows or grid[1] > cols:
             raise ParameterError(f"pool_grid of {grid[0]} x {grid[1]} is finer than the {rows} x {cols} map it pools: choose at most that")
         return np.arange(grid[0] + 1) * rows // grid[0], np.arange(grid[1] + 1) * cols // grid[1]
-    if layer.pool_size == "auto":
-        side = -(-max(rows, cols) // 7)
+    if layer.pool_size in AUTO_WINDOWS:
+        side = -(-max(rows, cols) // AUTO_WINDOWS[layer.pool_size])
         size = (min(side, rows), min(side, cols))
     else:
         side = 1 if layer.pool_size is None else layer.pool_size

@@ -102,6 +102,7 @@ def kernels():
     yield "log of floats", cudapixels.log_floats, (FLOATS, FLOATS)
     for images in (uint8[::1], FLOATS):
         yield f"contrast columns {images.dtype}", cudapixels.contrast_columns, (images, int64, int64, int64, WIDE)
+        yield f"smooth boxes {images.dtype}", cudapixels.smooth_boxes, (images, int64, int64, int64, int64, WIDE, FLOATS)
         yield f"contrast boxes {images.dtype}", cudapixels.contrast_boxes, (images, int64, int64, int64, int64, float64, WIDE, FLOATS)
 
 

@@ -232,7 +232,7 @@ def halves():
 def no_images_is_no_work():
     images, filters, bias = make(0, (5, 5, 1), 3, (3, 3))
     assert run(with_tile(SMALL), images, filters, bias).shape == (0, 3, 3, 3)
-    for step in ("standardize", "log", "local_contrast"):
+    for step in ("standardize", "log", "smooth", "local_contrast"):
         assert test_preprocess.run(step, np.empty((0, 4, 4, 1), F32), cuda).shape == (0, 4, 4, 1)
 
 
@@ -301,7 +301,7 @@ def the_benchmark_runs():
 
 CHECKS = {name: partial(convolution, case) for name, case in for_simulator(CASES).items()}
 CHECKS |= {name: partial(nan_and_infinity, case) for name, case in NON_FINITE.items()}
-for steps, dtype, shape in product(["standardize", "log", "local_contrast"], [np.uint8, F32], [(1, 1, 1), (5, 4, 2), (2, 11, 1)]):
+for steps, dtype, shape in product(["standardize", "log", "smooth", "local_contrast"], [np.uint8, F32], [(1, 1, 1), (5, 4, 2), (2, 11, 1)]):
     CHECKS[f"{steps} {np.dtype(dtype).name} {shape}"] = partial(preprocessing, steps, dtype, shape)
 for check in (
     multiply_adds_are_fused,

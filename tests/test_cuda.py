@@ -118,7 +118,7 @@ def test_device_rounds_as_the_cpu(device):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize("steps", ["standardize", "log", "local_contrast", ("log", "local_contrast", "standardize")])
+@pytest.mark.parametrize("steps", ["standardize", "log", "smooth", "local_contrast", ("log", "local_contrast", "standardize")])
 def test_device_preprocesses_as_the_cpu(device, steps, dtype):
     """The same bits, but for log of float32, whose last bit may differ and then be divided by a small deviation."""
     images = test_preprocess.make(40, (33, 20, 3), dtype)

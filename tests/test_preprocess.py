@@ -32,7 +32,7 @@ def test_names_resolve_to_steps():
     assert preprocess.resolve_preprocess(None) == ()
     assert preprocess.resolve_preprocess("log") == ("log",)
     assert preprocess.resolve_preprocess(["log", "local_contrast"]) == ("log", "local_contrast")
-    with pytest.raises(ParameterError, match="standardize, log, local_contrast, got 'gamma'"):
+    with pytest.raises(ParameterError, match="standardize, log, smooth, local_contrast, got 'gamma'"):
         preprocess.resolve_preprocess(("log", "gamma"))
     with pytest.raises(ParameterError, match=r"preprocess must be None, a name or a sequence.*got 3"):
         preprocess.resolve_preprocess(3)
@@ -56,6 +56,8 @@ def test_constant_images_become_zeros(kernels, dtype):
         images *= np.float32(0.1)
     assert not run("standardize", images, kernels).any()
     assert not run("local_contrast", images, kernels).any()
+    # the sum of up to 9 equal numbers is exact in float64, and the division gives the number back
+    np.testing.assert_array_equal(run("smooth", images, kernels), images)
 
 
 def test_one_different_pixel_in_a_bright_image_counts():
@@ -99,11 +101,37 @@ def test_local_contrast_by_hand(kernels):
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 20, 1), (20, 3, 3), (17, 23, 3), (9, 9, 5)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize("steps", ["standardize", "log", "local_contrast", ("log", "local_contrast", "standardize")])
+@pytest.mark.parametrize("steps", ["standardize", "log", "smooth", "local_contrast", ("log", "smooth", "local_contrast", "standardize")])
 def test_cpu_agrees_with_naive(steps, dtype, shape):
     """Both compute in float64 and round each step to float32 once: a few units in the last place."""
     images = make(5, shape, dtype)
     np.testing.assert_allclose(run(steps, images), run(steps, images, naive), rtol=1e-5, atol=1e-5)
+
+
+@BOTH
+def test_smoothing_by_hand(kernels):
+    """Each pixel becomes the mean of those of its box of 3 that are inside the image, whatever the other channel holds."""
+    image = np.zeros((1, 3, 4, 2), np.uint8)
+    image[0, :, :, 0] = [[36, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 72]]
+    out = run("smooth", image, kernels)
+    # boxes of 4 pixels at corners, 6 at edges, 9 inside
+    expected = [[9, 6, 0, 0], [6, 4, 8, 12], [0, 0, 12, 18]]
+    np.testing.assert_array_equal(out[0, :, :, 0], expected)
+    assert not out[..., 1].any()
+
+
+def test_boxes_grow_with_the_image():
+    """The boxes cover the same part of larger images: odd, at least 9 and 3 pixels, and no larger than the kernels' scratch allows for."""
+    sizes = {(8, 8): (9, 3), (96, 84): (9, 3), (104, 300): (9, 3), (105, 105): (11, 3), (192, 168): (17, 5), (480, 640): (45, 11)}
+    for (height, width), windows in sizes.items():
+        shape = (height, width, 1)
+        assert (preprocess.contrast_window(shape), preprocess.smooth_window(shape)) == windows
+        assert preprocess.scratch(("smooth", "log"), shape, cpu) == cpu.contrast_scratch(shape, windows[1])
+        assert preprocess.scratch(("local_contrast", "smooth"), shape, cpu) == cpu.contrast_scratch(shape, windows[0])
+    images = make(2, (110, 106, 1))
+    np.testing.assert_allclose(
+        run(("smooth", "local_contrast"), images), run(("smooth", "local_contrast"), images, naive), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_local_contrast_on_a_large_offset():
@@ -139,7 +167,9 @@ def test_nan_stays_in_its_image(kernels):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    steps=st.sampled_from(["standardize", "log", "local_contrast", ("log", "local_contrast"), ("local_contrast", "standardize")]),
+    steps=st.sampled_from(
+        ["standardize", "log", "smooth", "local_contrast", ("log", "smooth", "local_contrast"), ("local_contrast", "standardize")]
+    ),
     dtype=st.sampled_from([np.uint8, np.float32]),
     shape=st.tuples(st.integers(1, 15), st.integers(1, 15), st.integers(1, 3)),
     n=st.integers(1, 9),
@@ -155,7 +185,7 @@ def test_chunking_and_threads_never_change_a_bit(steps, dtype, shape, n, cut, n_
 
 
 @BOTH
-@pytest.mark.parametrize("steps", ["standardize", "log", "local_contrast"])
+@pytest.mark.parametrize("steps", ["standardize", "log", "smooth", "local_contrast"])
 def test_out_may_be_the_images(kernels, steps):
     """Each step gives the same in place."""
     images = make(4, (14, 11, 2), np.float32)

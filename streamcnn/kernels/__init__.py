@@ -43,8 +43,11 @@ local_contrast(images, window, epsilon, scratch, out)
     (x - m) / (s + epsilon) with mean m and deviation s of the channel over the box of `window` x `window` pixels (odd) around the
     pixel, cut at the image's edge.
 
+smooth(images, window, scratch, out)
+    The mean of the channel over that box.
+
 contrast_scratch(image_shape, window) -> int
-    float32 numbers of scratch per worker for it.
+    float32 numbers of scratch per worker for either.
 
 WRITES_HALF
     Whether `conv_layer` rounds to float16 itself: true where the results then take a shorter way.
@@ -52,8 +55,8 @@ WRITES_HALF
 pending_bytes(steps) -> int
     What the process will still grow by when convolution and these preprocessing steps are first called: compiler and compiled code.
 
-`standardize`, `log` and `local_contrast` read (n, H, W, C) uint8 or float32 and write float32 `out` of the same shape, which may be
-`images` itself.
+`standardize`, `log`, `local_contrast` and `smooth` read (n, H, W, C) uint8 or float32 and write float32 `out` of the same shape,
+which may be `images` itself.
 """
 
 import importlib

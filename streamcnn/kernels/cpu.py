@@ -19,7 +19,7 @@ from streamcnn.kernels.half import KERNELS as HALF_KERNELS
 from streamcnn.kernels.jit import by_type, flat, jit, run_workers
 from streamcnn.kernels.jit import pending_bytes as pending_of
 from streamcnn.kernels.pixels import KERNELS as PIXEL_KERNELS
-from streamcnn.kernels.pixels import contrast_scratch, local_contrast, log, standardize
+from streamcnn.kernels.pixels import contrast_scratch, local_contrast, log, smooth, standardize
 from streamcnn.kernels.simd import choose_tile, convolve, copy, deinterleave, interleave, tile_shape
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "local_contrast",
     "log",
     "pending_bytes",
+    "smooth",
     "standardize",
 ]
 

@@ -3,7 +3,7 @@ how it is fed.
 
 Same bits as the CPU. Each output is one accumulator that starts at the bias and takes `fma.rn.f32` in the order of the contract,
 then the same comparisons, sums and one product, none of them fused or flushed: IEEE leaves no choice, whatever the tile, the chunk
-and the device. The same holds for `standardize`, `local_contrast` and `log` of uint8, in float64. Two exceptions: the bits inside
+and the device. The same holds for `standardize`, `local_contrast`, `smooth` and `log` of uint8, in float64. Two exceptions: the bits inside
 a NaN, and `log` of float32, where the device's log1p may differ in the last bit of float64, so now and then in that of float32.
 No tensor cores, so no TF32.
 
@@ -25,6 +25,7 @@ from streamcnn.kernels.cudapixels import (
     contrast_columns,
     log_bytes,
     log_floats,
+    smooth_boxes,
     standardize_floats_kernel,
     standardize_kernel,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "local_contrast",
     "log",
     "pending_bytes",
+    "smooth",
     "standardize",
 ]
 
@@ -199,6 +201,16 @@ def contrast_scratch(image_shape, window: int) -> int:
 
 def local_contrast(images, window: int, epsilon: float, scratch, out, threads: int = _THREADS, limit=None) -> None:
     """(x - local mean) / (local deviation + epsilon); see the package."""
+    _boxes(images, window, float(epsilon), scratch, out, threads, limit)
+
+
+def smooth(images, window: int, scratch, out, threads: int = _THREADS, limit=None) -> None:
+    """Local mean; see the package."""
+    _boxes(images, window, None, scratch, out, threads, limit)
+
+
+def _boxes(images, window: int, epsilon: float | None, scratch, out, threads: int, limit) -> None:
+    """Both steps over boxes: the local mean where there is no `epsilon`."""
     _, height, width, channels = images.shape
     half = window // 2
 
@@ -206,7 +218,10 @@ def local_contrast(images, window: int, epsilon: float, scratch, out, threads: i
         grid = -(-device_out.size // threads)
         columns = work.view(np.float64)
         contrast_columns[grid, threads, stream](device_images, height, width * channels, half, columns)
-        contrast_boxes[grid, threads, stream](device_images, height, width, channels, half, float(epsilon), columns, device_out)
+        if epsilon is None:
+            smooth_boxes[grid, threads, stream](device_images, height, width, channels, half, columns, device_out)
+        else:
+            contrast_boxes[grid, threads, stream](device_images, height, width, channels, half, epsilon, columns, device_out)
 
     work_bytes = 16 * height * width * channels
     stream_chunks(images, out, scratch.nbytes, len(scratch), launch, work_bytes=work_bytes, limit=limit)

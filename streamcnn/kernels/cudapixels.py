@@ -118,6 +118,18 @@ def contrast_columns(images, height, row, half, columns):
 
 
 @cuda.jit
+def smooth_boxes(images, height, width, channels, half, columns, out):
+    """The mean of each box from the sums over rows that `contrast_columns` left."""
+    for i in range(np.uint64(cuda.grid(1)), np.uint64(out.size), np.uint64(cuda.gridsize(1))):
+        col, y = int64(i // np.uint64(channels)) % width, int64(i // np.uint64(channels * width)) % height
+        left, right = max(col - half, 0), min(col + half + 1, width)
+        total = 0.0
+        for other in range(left, right):
+            total += columns[np.uint64(int64(i) + (other - col) * channels)]
+        out[i] = np.float32(total / float64((min(y + half + 1, height) - max(y - half, 0)) * (right - left)))
+
+
+@cuda.jit
 def contrast_boxes(images, height, width, channels, half, epsilon, columns, out):
     """(x - mean) / (deviation + epsilon) from the sums over rows that `contrast_columns` left."""
     size = np.uint64(out.size)

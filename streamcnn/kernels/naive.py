@@ -18,6 +18,7 @@ __all__ = [
     "local_contrast",
     "log",
     "pending_bytes",
+    "smooth",
     "standardize",
 ]
 
@@ -91,6 +92,16 @@ def local_contrast(images, window: int, epsilon: float, scratch, out) -> None:
             for j in range(x.shape[1]):
                 box = x[max(i - half, 0) : i + half + 1, max(j - half, 0) : j + half + 1]
                 result[i, j] = (x[i, j] - box.mean(axis=(0, 1))) / (box.std(axis=(0, 1)) + epsilon)
+
+
+def smooth(images, window: int, scratch, out) -> None:
+    """Local mean; see the package."""
+    half = window // 2
+    for image, result in zip(images, out):
+        x = image.astype(np.float64)
+        for i in range(x.shape[0]):
+            for j in range(x.shape[1]):
+                result[i, j] = x[max(i - half, 0) : i + half + 1, max(j - half, 0) : j + half + 1].mean(axis=(0, 1))
 
 
 def pending_bytes(steps: tuple[str, ...]) -> int:

@@ -83,6 +83,16 @@ def contrast_scratch(image_shape, window: int) -> int:
 
 def local_contrast(images, window: int, epsilon: float, scratch, out) -> None:
     """(x - local mean) / (local deviation + epsilon); see the package."""
+    _boxes(images, window, True, epsilon, scratch, out)
+
+
+def smooth(images, window: int, scratch, out) -> None:
+    """Local mean; see the package."""
+    _boxes(images, window, False, 0.0, scratch, out)
+
+
+def _boxes(images, window: int, contrast: bool, epsilon: float, scratch, out) -> None:
+    """Run `_box_worker` on all workers."""
     n, height, width, channels = images.shape
     row = width * channels
     if scratch.shape[1] < contrast_scratch(images.shape[1:], window):
@@ -93,14 +103,14 @@ def local_contrast(images, window: int, epsilon: float, scratch, out) -> None:
         skip = -scratch[worker].ctypes.data // 4 % LINE
         sums = scratch[worker, skip : skip + 8 * row].view(np.float64).reshape(4, row)
         rows = scratch[worker, skip + 8 * row : skip + (8 + window) * row]
-        _contrast_worker(worker, len(scratch), *sources, sizes, float(epsilon), sums, rows, out.reshape(-1))
+        _box_worker(worker, len(scratch), *sources, sizes, contrast, float(epsilon), sums, rows, out.reshape(-1))
 
     run_workers(work, len(scratch))
 
 
 @jit()
-def _contrast_worker(worker, n_workers, pixels, floats, sizes, epsilon, sums, rows, out):
-    """The share of one worker of `local_contrast`.
+def _box_worker(worker, n_workers, pixels, floats, sizes, contrast, epsilon, sums, rows, out):
+    """The share of one worker of `local_contrast`, or where `contrast` is false of `smooth`, which needs no squares.
 
     Every window is summed afresh, columns first, 2 `window` additions a pixel: a running sum would carry the rounding of a
     large pixel, or NaN, through the rest of its row.
@@ -127,13 +137,17 @@ def _contrast_worker(worker, n_workers, pixels, floats, sizes, epsilon, sums, ro
             sums[:] = 0
             for other in range(top, bottom):
                 start = other % window * row
-                _add_moments(rows[start : start + row], column, column_squares)
+                if contrast:
+                    _add_moments(rows[start : start + row], column, column_squares)
+                else:
+                    _add(rows[start : start + row], column)
             # column after column for all pixels of the row at once: vectors instead of one long chain of sums
             reach = min(half, width - 1)
             for shift in range(-reach * channels, (reach + 1) * channels, channels):
                 start, stop = max(-shift, 0), row - max(shift, 0)
                 _add(column[start + shift : stop + shift], box[start:stop])
-                _add(column_squares[start + shift : stop + shift], box_squares[start:stop])
+                if contrast:
+                    _add(column_squares[start + shift : stop + shift], box_squares[start:stop])
             to = (image * height + y) * row
             centre = y % window * row
             for x in range(width):
@@ -141,6 +155,9 @@ def _contrast_worker(worker, n_workers, pixels, floats, sizes, epsilon, sums, ro
                 count = (bottom - top) * (right - left)
                 for i in range(x * channels, (x + 1) * channels):
                     mean = box[i] / count
+                    if not contrast:
+                        out[to + i] = np.float32(mean)
+                        continue
                     variance = box_squares[i] / count - mean * mean
                     deviation = 0.0 if variance < 0 else np.sqrt(variance)
                     out[to + i] = np.float32((rows[centre + i] - mean) / (deviation + epsilon))
@@ -160,4 +177,4 @@ def _add(x, total):
         total[i] += x[i]
 
 
-KERNELS = {"standardize": _standardize_worker, "log": _log_worker, "local_contrast": _contrast_worker}
+KERNELS = {"standardize": _standardize_worker, "log": _log_worker, "local_contrast": _box_worker, "smooth": _box_worker}
