@@ -12,6 +12,7 @@ from streamcnn.quasinewton import HISTORY
 from streamcnn.rbf import TILE as SUPPORT_TILE
 from streamcnn.rows import block_rows
 from streamcnn.selection import most_landmarks, sample_rows
+from streamcnn.wide import WIDE, wide_bytes
 
 KERNELS = ("auto", "linear", "rbf", "nystroem")
 RBF_ROWS, RBF_CLASSES = 20_000, 100
@@ -141,7 +142,14 @@ def svm_bytes(
             "planes": 8 * group * (m + 1) * (2 * HISTORY + 12) + pieces * group * m * itemsize + 3 * 8 * n_planes * (m + 1),
             "decisions": decision_bytes(kernel, k, n_classes, m) + 8 * 16 * TILE * n_classes,
         }
-    group, k1 = group_size(k, n_planes), k + 1
+    deciding = {
+        "sample": 2 * sample * k * itemsize,
+        "decisions": decision_bytes(kernel, k, n_classes, 0) + 8 * 16 * TILE * n_classes,
+    }
+    k1 = k + 1
+    if k > WIDE:
+        return claims | deciding | wide_bytes(k, n_planes, itemsize)
+    group = group_size(k, n_planes)
     lanes, together = n_lanes(k, group, n_jobs), pass_rows(k)
     solving = {
         "row block": together * k * itemsize,
@@ -153,16 +161,7 @@ def svm_bytes(
     }
     # sums of squares are taken in float64, before there are Hessians
     measuring = (2 * 8 + itemsize) * rows * k - sum(solving.values())
-    return (
-        claims
-        | solving
-        | {
-            "sample": 2 * sample * k * itemsize,
-            "decisions": decision_bytes(kernel, k, n_classes, 0) + 8 * 16 * TILE * n_classes,
-            "planes": 8 * 8 * n_classes * k1,
-            "float64 block": max(0, measuring),
-        }
-    )
+    return claims | solving | deciding | {"planes": 8 * 8 * n_classes * k1, "float64 block": max(0, measuring)}
 
 
 def fitted_svm_bytes(kernel: str, n_features: int, n_classes: int, n_support: int) -> int:

@@ -15,6 +15,7 @@ half of them are active. Each plane's sum is made by one thread at a time in the
 """
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
@@ -113,6 +114,45 @@ class LinearProblem:
         planes = column[self.codes[start:stop]]
         rows = np.flatnonzero(planes >= 0)
         return planes[rows], rows
+
+    def losses_along(
+        self, column: np.ndarray, start: int, count: int, here: np.ndarray, along: np.ndarray, steps: Sequence[float]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Squared hinge losses of a block of rows at several steps along a direction.
+
+        Parameters
+        ----------
+        column : ndarray of shape (n_classes,), int
+            Of `columns`.
+        start, count : int
+            Number of the first row, and how many of the m there are.
+        here, along : ndarray of shape (n, m)
+            Decisions by the n planes, and by the directions they are moved in.
+        steps : sequence of float
+
+        Returns
+        -------
+        losses : ndarray of shape (len(steps), n), float64
+            Sums of v max(0, 1 - t (here + step along))^2 over the rows.
+        residual : ndarray of shape (n, m)
+            v t max(0, 1 - t (here + step along)) at the first step, 0 beyond `count`.
+        active : ndarray of shape (n,)
+            Sums of v over the rows whose loss is not 0 there.
+        """
+        n, m = here.shape
+        targets = np.full((n, count), -1, here.dtype)
+        targets[self.own_planes(column, start, start + count)] = 1
+        weights = self.weights_of(start, start + count)
+        here, along = targets * here[:, :count], targets * along[:, :count]
+        losses, residual, active = np.empty((len(steps), n)), np.zeros((n, m), here.dtype), np.empty(n)
+        for number, step in enumerate(steps):
+            short = np.maximum(1 - here - here.dtype.type(step) * along, 0)
+            weighted = short if weights is None else short * weights.astype(short.dtype)
+            losses[number] = np.einsum("ci,ci->c", short, weighted, dtype=np.float64)
+            if number == 0:
+                residual[:, :count] = weighted * targets
+                active = (short > 0) @ (np.ones(count) if weights is None else weights)
+        return losses, residual, active
 
     @property
     def positive(self) -> np.ndarray:

@@ -18,7 +18,7 @@ from scipy.linalg import eigh
 
 from streamcnn.checkpoint import Checkpoint
 from streamcnn.newton import LinearProblem, LinearSolution, spread
-from streamcnn.quasinewton import HISTORY, STEPS, minimise
+from streamcnn.quasinewton import FOUND, HISTORY, STEPS, minimise
 from streamcnn.rbf import KernelMachine, kernel_of
 from streamcnn.rowinput import blocks_of
 from streamcnn.rows import block_rows
@@ -29,8 +29,6 @@ LANDMARKS = 2048
 PIECE = 512
 # planes solved together: their points, gradients and histories fill so much at most
 _PLANES = 64 << 20
-# what `minimise` gives
-_FOUND = ("weights", "objective", "n_passes", "converged")
 # eigenvalues below this share of the largest are left away: dividing by their roots would blow up rounding
 _CUT = {"float32": 1e-6, "float64": 1e-12}
 
@@ -148,13 +146,13 @@ class NystroemProblem:
                 weights = np.zeros((group.stop - first, width)) if start is None else start.weights[group]
                 with _Pass(self, positive[group], C) as evaluate:
                     parts.append(checkpoint.step(partial(_minimised, evaluate, weights, tol, rounding, max_iter, checkpoint)))
-        weights, value, passes, converged = (np.concatenate([part[name] for part in parts]) for name in _FOUND)
+        weights, value, passes, converged = (np.concatenate([part[name] for part in parts]) for name in FOUND)
         return LinearSolution(weights, value, passes, converged, np.zeros(len(weights)))
 
 
 def _minimised(*arguments) -> dict[str, np.ndarray]:
     """What `minimise` gives, by name."""
-    return dict(zip(_FOUND, minimise(*arguments)))
+    return dict(zip(FOUND, minimise(*arguments)))
 
 
 class _Pass:
@@ -178,7 +176,7 @@ class _Pass:
     def __exit__(self, *exception):
         self.pool.shutdown()
 
-    def __call__(self, points: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __call__(self, points: np.ndarray, directions: np.ndarray):
         """As `quasinewton.minimise` wants it."""
         rows, landmarks = self.problem.rows, self.problem.landmarks
         both = np.concatenate([points, directions])
@@ -199,7 +197,8 @@ class _Pass:
         values = self.C * losses + 0.5 * np.square(moved).sum(axis=2)
         pulled = np.concatenate([gradient[:, :-1] @ landmarks.basis, gradient[:, -1:]], axis=1)
         share = np.append(landmarks.eigenvalues / len(landmarks.rows), 1.0)
-        return values, moved[0] - 2 * self.C * pulled, 1 + 2 * self.C * active[:, None] * share
+        curvature = 1 + 2 * self.C * active[:, None] * share
+        return values, moved[0] - 2 * self.C * pulled, lambda planes, vectors: vectors / curvature[planes]
 
     def _piece(self, span: slice, start: int, n_valid: int, coef: np.ndarray, intercept: np.ndarray):
         """Sums over a few rows of the block: losses (steps, n), residuals times kernel (n, m), residuals (n,), active rows (n,)."""
@@ -210,20 +209,8 @@ class _Pass:
             decisions = np.matmul(coef, kernel.T)
             decisions += intercept
             count = min(n_valid, span.stop) - span.start
-            targets = np.full((self.n, count), -1, decisions.dtype)
             first = start + span.start
-            targets[rows.own_planes(self.column, first, first + count)] = 1
-            weights = rows.weights_of(first, first + count)
-            here, along = targets * decisions[: self.n, :count], targets * decisions[self.n :, :count]
-            losses = np.empty((len(STEPS), self.n))
-            residual, active = np.zeros((self.n, len(kernel)), decisions.dtype), np.empty(self.n)
-            for number, step in enumerate(STEPS):
-                short = np.maximum(1 - here - decisions.dtype.type(step) * along, 0)
-                weighted = short if weights is None else short * weights.astype(short.dtype)
-                losses[number] = np.einsum("ci,ci->c", short, weighted, dtype=np.float64)
-                if number == 0:
-                    residual[:, :count] = weighted * targets
-                    active = (short > 0) @ (np.ones(count) if weights is None else weights)
+            losses, residual, active = rows.losses_along(self.column, first, count, decisions[: self.n], decisions[self.n :], STEPS)
             return losses, residual @ kernel, residual.sum(axis=1, dtype=np.float64), active
         finally:
             self.buffers.append((augmented, kernel))

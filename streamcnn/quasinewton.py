@@ -9,6 +9,8 @@ from streamcnn.checkpoint import Checkpoint
 # steps along a direction whose losses a pass finds together; the gradient is that of the first
 STEPS = (1.0, 0.5, 0.25, 0.1, 0.03)
 HISTORY = 10
+FOUND = ("weights", "objective", "n_passes", "converged")
+"""What `minimise` gives, as `LinearSolution` calls it."""
 _ARMIJO = 1e-4
 
 
@@ -51,22 +53,29 @@ class _State:
                 self.n_pairs[c] += 1
         self.values[c], self.gradients[c] = value, gradient
 
-    def aim(self, c: int, scaling: np.ndarray) -> None:
-        """New direction: the two-loop recursion, Algorithm 7.4 of Nocedal & Wright, "Numerical Optimization" (2006)."""
-        last = int(self.n_pairs[c])
-        places = [i % HISTORY for i in range(max(0, last - HISTORY), last)]
-        pairs = [(self.steps[c, i], self.changes[c, i], float(self.alongs[c, i])) for i in places]
-        q, parts = self.gradients[c].copy(), []
-        for step, change, along in reversed(pairs):
-            parts.append(step @ q / along)
-            q -= parts[-1] * change
-        q /= scaling
-        if pairs:  # of the size that the latest change of the gradient showed, (7.20) there
-            _, change, along = pairs[-1]
-            q *= along / (change @ (change / scaling))
-        for (step, change, along), part in zip(pairs, reversed(parts)):
-            q += (part - change @ q / along) * step
-        self.directions[c], self.slopes[c] = -q, -float(self.gradients[c] @ q)
+    def aim(self, planes: list[int], precondition: Callable[[list[int], np.ndarray], np.ndarray]) -> None:
+        """New directions: the two-loop recursion, Algorithm 7.4 of Nocedal & Wright, "Numerical Optimization" (2006)."""
+        pairs, parts, rows = [], [], []
+        for c in planes:
+            last = int(self.n_pairs[c])
+            places = [i % HISTORY for i in range(max(0, last - HISTORY), last)]
+            pairs.append([(self.steps[c, i], self.changes[c, i], float(self.alongs[c, i])) for i in places])
+            q, of_pairs = self.gradients[c].copy(), []
+            for step, change, along in reversed(pairs[-1]):
+                of_pairs.append(step @ q / along)
+                q -= of_pairs[-1] * change
+            rows.append(q)
+            parts.append(of_pairs)
+        rows += [known[-1][1] for known in pairs if known]
+        solved = iter(precondition([*planes, *(c for c, known in zip(planes, pairs) if known)], np.array(rows)))
+        directions = [next(solved) for _ in planes]
+        for c, q, known, of_pairs in zip(planes, directions, pairs, parts):
+            if known:  # of the size that the latest change of the gradient showed, (7.20) there
+                _, change, along = known[-1]
+                q *= along / (change @ next(solved))
+            for (step, change, along), part in zip(known, reversed(of_pairs)):
+                q += (part - change @ q / along) * step
+            self.directions[c], self.slopes[c] = -q, -float(self.gradients[c] @ q)
 
     def shorten(self, c: int, values: np.ndarray) -> None:
         """Keep that part of the direction which of `values` at `STEPS` is the best."""
@@ -78,7 +87,7 @@ class _State:
 
 
 def minimise(
-    evaluate: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]],
+    evaluate: Callable[..., tuple[np.ndarray, np.ndarray, Callable[[list[int], np.ndarray], np.ndarray]]],
     start: np.ndarray,
     tol: float,
     rounding: float,
@@ -91,7 +100,8 @@ def minimise(
     ----------
     evaluate : callable
         (points (n, D), directions (n, D)) -> values (len(STEPS), n) at points + step * directions, gradients (n, D) at the first step,
-        and positive numbers (n, D): about the diagonal of each second derivative.
+        and a function of numbers of functions (m,) and rows (m, D) that multiplies each row by about the inverse of its function's
+        second derivative.
     start : ndarray of shape (n, D), float64
     tol : float
         A function is done when the step left would lower it by less than `tol` of its value.
@@ -113,15 +123,19 @@ def minimise(
     state = _State(start)
     vars(state).update(checkpoint.left() or {})
     for number in range(int(state.number), max_iter):
-        values, gradients, scaling = evaluate(state.points, state.directions)
+        values, gradients, precondition = evaluate(state.points, state.directions)
         state.n_passes += state.live
+        taken: list[int] = []
         for c in np.flatnonzero(state.live).tolist():
             # at the first pass value is infinite: any point is better than none
             if not values[0, c] <= state.values[c] + _ARMIJO * state.slopes[c] + rounding * abs(state.values[c]):
                 state.shorten(c, values[:, c])
                 continue
             state.take(c, float(values[0, c]), gradients[c])
-            state.aim(c, scaling[c])
+            taken.append(c)
+        if taken:
+            state.aim(taken, precondition)
+        for c in taken:
             if -state.slopes[c] / 2 <= tol * state.values[c]:
                 state.live[c] = False
                 state.directions[c] = 0

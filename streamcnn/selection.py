@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from streamcnn.newton import LinearProblem, LinearSolution, solve
+from streamcnn.newton import LinearProblem, LinearSolution
 from streamcnn.nystroem import Landmarks, NystroemProblem
 from streamcnn.rbf import RbfMachine
 from streamcnn.rowinput import gather
 from streamcnn.rows import ArrayRows, row_hash
+from streamcnn.wide import linear_solver
 
 # for rows scaled to a mean squared norm of 1
 LINEAR_C = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -166,11 +167,11 @@ class _Linear:
     """Planes for one C after the other, each started from the one before."""
 
     def __init__(self, part: LinearProblem, seed: int, max_iter: int, cache_size: float, n_landmarks: int):
-        self.part, self.passes = part, min(max_iter, _SELECTION_PASSES)
+        self.part, self.passes, self.solve = part, min(max_iter, _SELECTION_PASSES), linear_solver(part)
         self.solution: LinearSolution | None = None
 
     def fit(self, C: float, gamma: float):
-        self.solution = solve(self.part, C, _SELECTION_TOL, self.passes, start=self.solution)
+        self.solution = self.solve(C, _SELECTION_TOL, self.passes, self.solution)
         return self.part.machine(self.solution)
 
 

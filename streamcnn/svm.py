@@ -18,7 +18,7 @@ from streamcnn.calibration import fit_slope, held_out_rows, probabilities
 from streamcnn.checkpoint import Checkpoint
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.ladder import KERNELS, TILE, check_class_weight, check_landmarks, check_probability, resolve_kernel
-from streamcnn.newton import LinearProblem, LinearSolution, continued, solve
+from streamcnn.newton import LinearProblem, LinearSolution, continued
 from streamcnn.nystroem import LANDMARKS, Landmarks, NystroemProblem
 from streamcnn.rbf import RBF_ARRAYS, RbfMachine
 from streamcnn.rowinput import Batches, blocks_of, gather, is_batches, is_rows, open_rows, row_sizes, working_dtype
@@ -26,6 +26,7 @@ from streamcnn.rows import ArrayRows, block_rows
 from streamcnn.selection import landmark_rows, select
 from streamcnn.svmsaved import ARRAYS, Machine, arrays_of, restore
 from streamcnn.threads import limit_blas, resolve_n_jobs
+from streamcnn.wide import linear_solver
 
 
 def has_probabilities(svc) -> bool:
@@ -405,7 +406,7 @@ class _Trainer:
         if self.kernel == "rbf":
             return self._fit_rbf(problem)
         if self.kernel == "linear":
-            self.solution = solution = solve(problem, self.C, svc.tol, svc.max_iter, self.solution, self.checkpoint)
+            self.solution = solution = linear_solver(problem)(self.C, svc.tol, svc.max_iter, self.solution, self.checkpoint)
             machine: Machine = problem.machine(solution)
         else:
             if self.landmarks is None:

@@ -156,7 +156,7 @@ def test_quadratics_are_minimised_and_no_step_rises():
         away = points + np.array(STEPS)[:, None, None] * directions - goals
         values = 1 + 0.5 * np.einsum("scd,cde,sce->sc", away, matrices, away)
         seen.append(values[0])
-        return values, np.einsum("cde,ce->cd", matrices, away[0]), np.full((3, 12), 0.3)
+        return values, np.einsum("cde,ce->cd", matrices, away[0]), lambda planes, rows: rows / 0.3
 
     points, _, passes, converged = minimise(evaluate, np.zeros((3, 12)), 1e-11, 1e-14, 200)
     assert converged.all() and len(set(passes)) > 1 and passes.max() == len(seen)

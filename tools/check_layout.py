@@ -17,7 +17,7 @@ kernels.jit kernels kernels.half kernels.checksum kernels.simd kernels.naive ker
 kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters network arrays manifest shards shardcheck store checkpoint
 rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
-quasinewton nystroem selection ladder calibration svmsaved svm
+quasinewton wide nystroem selection ladder calibration svmsaved svm
 presets planning stages plan features progress pipeline model adding evaluate convfeatures estimators demo reproduce
 warmup timing gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench commands cli __init__ __main__
 """.split()

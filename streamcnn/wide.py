@@ -1,0 +1,177 @@
+"""The linear SVM of `newton` on wide rows: one matrix for all planes instead of a Hessian for each.
+
+A Hessian of D features takes 8 D^2 bytes a plane and a factorisation a pass: at 12,800 features and 10 planes 13 GB. All Hessians are
+1 + 2 C sum of v z z' over active rows, so they differ in which rows are active alone. Here the sum over all rows, S, is made once,
+in the rows' own precision, and the Cholesky factor of 1 + 2 C a S (a: the share of rows that is active at the end, about) serves
+every plane as the second derivative that quasi-Newton steps start from. A pass then takes products with points and directions only,
+and the factor only decides how many passes there are, never where they end.
+
+S and its factor share one square array, a triangle each.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+from scipy.linalg import get_blas_funcs, get_lapack_funcs
+
+from streamcnn.checkpoint import Checkpoint
+from streamcnn.newton import LinearProblem, LinearSolution, solve
+from streamcnn.quasinewton import FOUND, HISTORY, STEPS, minimise
+from streamcnn.rowinput import Pieces, blocks_of, is_rows
+from streamcnn.rows import block_rows
+from streamcnn.threads import limit_blas
+
+WIDE = 2048
+"""Features beyond which rows are wide: Newton's Hessians would be made for one plane after the other."""
+# rows of a block: with fewer, reading and writing S takes as long as the products
+_ROWS = 512
+# share of rows active at the end; features of CIFAR-10
+_ACTIVE = 0.3
+# columns of the triangle copied at a time
+_STRIP = 256
+
+
+def wide_bytes(n_features: int, n_planes: int, itemsize: int) -> dict[str, int]:
+    """Bytes of each buffer of `WideSolver`."""
+    k1 = n_features + 1
+    return {
+        "row block": _ROWS * n_features * itemsize,
+        "scaled block": _ROWS * k1 * itemsize,
+        "products of features": k1 * k1 * itemsize,
+        # decisions, targets, margins and their products with weights
+        "margins": 10 * n_planes * _ROWS * itemsize,
+        "planes": 8 * n_planes * k1 * (2 * HISTORY + len(STEPS) + 16),
+    }
+
+
+def linear_solver(problem: LinearProblem) -> Callable[..., LinearSolution]:
+    """`newton.solve` of the problem, or where rows are wide `WideSolver.solve`: a function of (C, tol, max_iter, start, checkpoint)."""
+    return WideSolver(problem).solve if problem.source.n_features > WIDE else partial(solve, problem)
+
+
+class WideSolver:
+    """Planes of one problem for one C after the other; S is made once, when first needed.
+
+    Parameters
+    ----------
+    problem : LinearProblem
+    """
+
+    def __init__(self, problem: LinearProblem):
+        self.problem = problem
+        k = problem.source.n_features
+        self._source = Pieces(problem.source, block_rows(k)) if is_rows(problem.source) else problem.source
+        self._block, self._scaled = np.empty((_ROWS, k), problem.dtype), np.empty((_ROWS, k + 1), problem.dtype)
+        self._products: np.ndarray | None = None
+
+    def solve(
+        self, C: float, tol: float, max_iter: int, start: LinearSolution | None = None, checkpoint: Checkpoint | None = None
+    ) -> LinearSolution:
+        """Minimise `newton`'s f for every plane.
+
+        Parameters
+        ----------
+        C : float
+        tol : float
+            A plane is done when the step left would lower f by less than `tol` of it.
+        max_iter : int
+            Passes over the rows at most, that for S left out.
+        start : LinearSolution, optional
+            Of the same problem with another C, or of fewer rows.
+        checkpoint : Checkpoint, optional
+            The solution is a step of it, whose state is kept between passes; S is made again.
+
+        Returns
+        -------
+        LinearSolution
+            `start_gradient` is not used here and is zero.
+        """
+        checkpoint = checkpoint or Checkpoint()
+        with limit_blas(self.problem.n_jobs):
+            found = checkpoint.step(partial(self._solve, C, tol, max_iter, start, checkpoint))
+        return LinearSolution(**found, start_gradient=np.zeros(len(found["weights"])))
+
+    def _solve(self, C: float, tol: float, max_iter: int, start: LinearSolution | None, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+        precondition = self._factor(2 * C * _ACTIVE)
+        points = np.zeros((len(self.problem.positive), self._scaled.shape[1])) if start is None else start.weights
+        rounding = 1e-7 if self.problem.dtype == np.float32 else 1e-12
+
+        def evaluate(points: np.ndarray, directions: np.ndarray):
+            return *self._pass(C, points, directions), precondition
+
+        return dict(zip(FOUND, minimise(evaluate, points, tol, rounding, max_iter, checkpoint)))
+
+    def _pass(self, C: float, points: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """f at points + each step * directions, and its gradient at the first."""
+        problem, n = self.problem, len(points)
+        column, both = problem.columns(problem.positive), np.concatenate([points, directions]).astype(problem.dtype)
+        losses, gradient = np.zeros((len(STEPS), n)), np.zeros_like(points)
+
+        def add(z: np.ndarray, start: int, n_valid: int) -> None:
+            decisions = np.matmul(both, z.T)
+            loss, residual, _ = problem.losses_along(column, start, n_valid, decisions[:n], decisions[n:], STEPS)
+            np.add(losses, loss, out=losses)
+            np.add(gradient, residual @ z, out=gradient)
+
+        self._each_block(add)
+        moved = points + np.array(STEPS)[:, None, None] * directions
+        return C * losses + 0.5 * np.square(moved).sum(axis=2), moved[0] - 2 * C * gradient
+
+    def _each_block(self, work: Callable[[np.ndarray, int, int], None]) -> None:
+        """Call work(z, first row, rows that count) for each block z = (scale * x, 1), in order, while the block after it is read."""
+        z, k = self._scaled, self._block.shape[1]
+        running: Future[None] | None = None
+        with ThreadPoolExecutor(1) as thread:
+            for start, n_valid in blocks_of(self._source, self._block):
+                if running is not None:
+                    running.result()
+                np.multiply(self._block, self.problem.dtype.type(self.problem.scale), out=z[:, :k])
+                z[:n_valid, k], z[n_valid:, k] = 1, 0
+                running = thread.submit(work, z, start, n_valid)
+            if running is not None:
+                running.result()
+
+    def _sum_products(self) -> np.ndarray:
+        """S (D, D) on and below the diagonal, in Fortran order."""
+        k1 = self._scaled.shape[1]
+        total = np.zeros((k1, k1), self.problem.dtype, order="F")
+        (syrk,) = get_blas_funcs(["syrk"], [total])
+
+        def add(z: np.ndarray, start: int, n_valid: int) -> None:
+            weights = self.problem.weights_of(start, start + n_valid)
+            if weights is not None:
+                z[:n_valid] *= np.sqrt(weights)[:, None].astype(z.dtype)
+            syrk(1, z.T, beta=1, c=total, lower=True, overwrite_c=True)
+
+        self._each_block(add)
+        return total
+
+    def _factor(self, factor: float) -> Callable[[list[int], np.ndarray], np.ndarray]:
+        """What solves (1 + factor * S) x = q for the rows q (m, D) of any planes.
+
+        The Cholesky factor fills the upper triangle of S's array and its diagonal, which is remembered.
+        """
+        if self._products is None:
+            self._products = self._sum_products()
+            self._diagonal = self._products.diagonal().copy()
+        a = self._products
+        potrf, potrs = get_lapack_funcs(["potrf", "potrs"], [a])
+        places, lift = np.arange(len(a)), 1.0
+        while True:
+            for first in range(0, len(a), _STRIP):
+                strip = slice(first, min(first + _STRIP, len(a)))
+                np.multiply(a[strip, :first].T, factor, out=a[:first, strip])
+                below = np.tril(a[strip, strip], -1)
+                a[strip, strip] = below + factor * below.T
+            a[places, places] = factor * self._diagonal + lift
+            if potrf(a, lower=False, clean=False, overwrite_a=True)[1] == 0:
+                break
+            # rounding has left it indefinite: any larger diagonal preconditions too
+            lift = max(10 * lift, 1e-7 * factor * float(self._diagonal.max()))
+
+        def solve(planes: list[int], rows: np.ndarray) -> np.ndarray:
+            return potrs(a, rows.T.astype(a.dtype), lower=False, overwrite_b=True)[0].T.astype(np.float64)
+
+        return solve
