@@ -41,13 +41,13 @@ def edges_of(images, filters, *, stride=1, padding=0, edges=EACH, **options):
 
 def run(kernels, images, filters, bias, *, stride=1, padding=0, activation="relu", threshold=0.0, pool="mean", edges=EACH, **options):
     """Call `conv_layer` with fresh NaN-filled buffers; `edges` as for `edges_of`."""
-    n_threads = options.pop("n_threads", 2)
+    n_threads, patch_norm = options.pop("n_threads", 2), options.pop("patch_norm", None)
     rows, cols = edges_of(images, filters, stride=stride, padding=padding, edges=edges)
     shape = (len(rows) - 1, len(cols) - 1, len(filters) * (2 if activation == "split" else 1))
-    m = kernels.conv_scratch(images.shape[1:], filters.shape, shape, padding, *options.values())
+    m = kernels.conv_scratch(images.shape[1:], filters.shape, shape, padding, patch_norm, **options)
     scratch, out = np.full((n_threads, m), np.nan, np.float32), np.full((len(images), *shape), np.nan, np.float32)
     codes = (ACTIVATIONS[activation], threshold, POOLS[pool])
-    kernels.conv_layer(images, filters, bias, stride, padding, *codes, rows, cols, scratch, out, **options)
+    kernels.conv_layer(images, filters, bias, stride, padding, *codes, rows, cols, scratch, out, patch_norm=patch_norm, **options)
     return out
 
 

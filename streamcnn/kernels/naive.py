@@ -25,7 +25,7 @@ __all__ = [
 WRITES_HALF = False
 
 
-def conv_scratch(image_shape, filters_shape, out_shape, padding: int) -> int:
+def conv_scratch(image_shape, filters_shape, out_shape, padding: int, patch_norm: float | None = None) -> int:
     """No scratch: the reference allocates what it needs for one image."""
     return 0
 
@@ -36,7 +36,9 @@ def conv_lanes(n: int, n_filters: int) -> int:
 
 
 @np.errstate(invalid="ignore", over="ignore")  # inf - inf is NaN here as everywhere, without a warning
-def conv_layer(images, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, scratch, out) -> None:
+def conv_layer(
+    images, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, scratch, out, patch_norm=None
+) -> None:
     """Convolution, activation and pooling of every image; see the package."""
     n_rows, n_cols = filters.shape[1:3]
     weights, t = filters.astype(np.float64), float(threshold)
@@ -46,7 +48,8 @@ def conv_layer(images, filters, bias, stride, padding, activation, threshold, po
         for y in range(row_edges[-1]):
             for x in range(col_edges[-1]):
                 window = padded[y * stride : y * stride + n_rows, x * stride : x * stride + n_cols]
-                responses[y, x] = (weights * window).sum(axis=(1, 2, 3)) + bias
+                deviation = 1.0 if patch_norm is None else np.sqrt(window.var() + patch_norm)
+                responses[y, x] = (weights * window).sum(axis=(1, 2, 3)) / deviation + bias
         activated = _activate(responses, activation, t)
         for i, (top, bottom) in enumerate(pairwise(row_edges)):
             for j, (left, right) in enumerate(pairwise(col_edges)):
