@@ -103,7 +103,8 @@ def conv_layer(
     sizes = np.array(numbers, np.int64)
     edges = [np.ascontiguousarray(edge, np.int64) for edge in (row_edges, col_edges)]
     n_workers = len(scratch) if n * edges[0][-1] * edges[1][-1] * filters.size > _ONE_WORKER else 1
-    arrays = (*by_type(images), flat(filters), flat(bias), *edges, sizes, np.float32(threshold), float(patch_norm or 0))
+    arrays = (*by_type(images), flat(filters), flat(bias), *edges, sizes, np.float32(threshold))
+    epsilon = None if patch_norm is None else float(patch_norm)
 
     # small shares, taken in turn: a worker whose core also reads or writes files would keep the others waiting with a share of its own
     n_shares = _SHARES * n_workers if n >= _SHARES * n_workers * lanes else n_workers
@@ -112,7 +113,7 @@ def conv_layer(
     def work(worker):
         skip = -scratch[worker].ctypes.data // 4 % LINE
         for share in shares:
-            _conv_worker(share, n_shares, *arrays, scratch[worker, skip:], out.reshape(-1), tile)
+            _conv_worker(share, n_shares, *arrays, epsilon, scratch[worker, skip:], out.reshape(-1), tile)
 
     run_workers(work, n_workers)
 
@@ -125,8 +126,8 @@ def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, co
     ----------
     sizes : (15,) int64
         As packed by `conv_layer`.
-    epsilon : float64
-        `patch_norm`, or 0 without.
+    epsilon : float64 or None
+        `patch_norm`; the kernel is compiled for each of the two by itself.
     buffer : (m,) float32
         This worker's scratch, at the start of a cache line: the band, the output cells, the spare vector, filters, bias, deviations.
     """
@@ -271,7 +272,6 @@ def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, epsilon, source, bu
     y, y_stop, top, bottom, band_start = rows
     stride, pixel, wide_row, n_vectors, grain, cell, activation, pool = sizes
     filters_at, bias_at, cells, spare, norms = ats
-    normed, by_filter = epsilon > 0, grain > 1
     n_positions, wide, lanes = tile_shape(tile)
     places = np.empty(4 * n_positions, np.int64)
     scales = np.empty(n_positions, np.float32)
@@ -294,14 +294,14 @@ def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, epsilon, source, bu
                     places[n_positions + p] = -1
                 places[3 * n_positions] = filled == n_positions and places[n_positions] == places[2 * n_positions - 1]
                 places[3 * n_positions + 1] = filled
-                if normed:  # once for all filters
-                    inverse_deviations(source, buffer, taps, places, norms, epsilon, by_filter, tile)
+                if epsilon is not None:  # once for all filters
+                    inverse_deviations(source, buffer, taps, places, norms, epsilon, grain == lanes, tile)
                 for vector in range(0, n_vectors, wide):
                     first = vector * grain
                     convolve(
                         *(source, buffer, target, taps, places, scales),
                         (filters_at + first * taps.size, bias_at + first, cells + vector * lanes, spare, norms),
-                        *(n_vectors - vector, n_vectors * lanes, activation, threshold, pool, by_filter, normed, tile),
+                        *(n_vectors - vector, n_vectors * lanes, activation, threshold, pool, grain == lanes, epsilon, tile),
                     )
                 filled = 0
 

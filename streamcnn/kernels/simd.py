@@ -248,7 +248,7 @@ def inverse_deviations(typingctx, images, buffer, taps, places, norms, epsilon, 
 
 @intrinsic
 def convolve(
-    typingctx, images, buffer, out, taps, places, scales, ats, n_vectors, split, activation, threshold, pool, by_filter, normed, tile
+    typingctx, images, buffer, out, taps, places, scales, ats, n_vectors, split, activation, threshold, pool, by_filter, epsilon, tile
 ):
     """One tile: convolve P positions by F vectors, activate, and pool into the cells.
 
@@ -273,21 +273,24 @@ def convolve(
         Vectors of the tile that count.
     split : int64
         From a filter's cell to that of its negative part.
-    by_filter, normed : boolean
-        Where `normed`, sums start at zero, are multiplied by the inverse deviation of their window, and then the bias is added.
+    by_filter : boolean
+    epsilon : None or float64
+        If not None, sums start at zero, are multiplied by the inverse deviations of their windows, and then the bias is added. The type
+        alone decides, so that who wants none of it runs the code without: a flag took 1 % of a layer of 8 filters 3 x 3.
     activation, pool : int64
         Codes.
     threshold : float32
     """
     n_positions, n_wide, lanes = _shape_of(tile)
-    flags = (activation, threshold, pool, by_filter, normed)
+    normed = epsilon != types.none
+    flags = (activation, threshold, pool, by_filter, epsilon)
     signature = types.void(images, buffer, out, taps, places, scales, ats, n_vectors, split, *flags, tile)
 
     def generate(context, builder, sig, args):
         e, b = _Emitter(context, builder, sig, args, lanes), builder
         images_, buffer_, out_, taps_, places_, scales_ = (e.data(i) for i in range(6))
         weights_, bias_, cells_, spare_, norms_ = cgutils.unpack_tuple(builder, args[6])
-        n_vectors_, split_, activation_, threshold_, pool_, by_filter_, normed_ = args[7:14]
+        n_vectors_, split_, activation_, threshold_, pool_, by_filter_ = args[7:13]
         positions, wide = range(n_positions), range(n_wide)
         # mem2reg turns these into registers
         acc = [[cgutils.alloca_once(b, e.vector) for _ in wide] for _ in positions]
@@ -298,7 +301,7 @@ def convolve(
         def sums(load_pixel, load_weight, size):
             """Run over the taps; a weight takes `size` floats."""
             for f in wide:
-                start = b.select(normed_, e.constant(0.0), load_weight(e.at(buffer_, bias_, f * size)))
+                start = e.constant(0.0) if normed else load_weight(e.at(buffer_, bias_, f * size))
                 for p in positions:
                     b.store(start, acc[p][f])
             with cgutils.for_range(b, n_taps) as loop:
@@ -309,11 +312,10 @@ def convolve(
                     weight = load_weight(e.at(here, f * size))
                     for p in positions:
                         b.store(e.call("fma", loaded[p], weight, b.load(acc[p][f])), acc[p][f])
-            with b.if_then(normed_):
-                for p in positions:
-                    norm = e.load(e.at(buffer_, norms_, p * lanes))
-                    for f in wide:
-                        b.store(e.call("fma", b.load(acc[p][f]), norm, load_weight(e.at(buffer_, bias_, f * size))), acc[p][f])
+            for p in positions if normed else ():
+                norm = e.load(e.at(buffer_, norms_, p * lanes))
+                for f in wide:
+                    b.store(e.call("fma", b.load(acc[p][f]), norm, load_weight(e.at(buffer_, bias_, f * size))), acc[p][f])
 
         def one_number(pointer):
             return e.splat(b.load(pointer))
