@@ -78,13 +78,14 @@ class Shapes:
         return 0 if self.n_components is None else self.n_rows * self.n_components * 4
 
 
-def base_claims(source: ImageSource, steps: tuple[str, ...], n_jobs: int, kernels) -> dict[str, int]:
+def base_claims(source: ImageSource, network: Network, n_jobs: int, kernels) -> dict[str, int]:
     """What the process holds whatever the stage: the first claim is what it held on entry."""
     held = {name: size for name, size in source.scratch_bytes(1).items() if name in _HELD}
+    normed = any(g.layer.patch_norm is not None for g in network.geometry)
     return added(
         {"already in use": max(0, resident_bytes() - sum(held.values()))},
         held,
-        {"compiled kernels": kernels.pending_bytes(steps), "libraries": _LIBRARY_BYTES + n_jobs * _THREAD_BYTES},
+        {"compiled kernels": kernels.pending_bytes(network.steps, normed), "libraries": _LIBRARY_BYTES + n_jobs * _THREAD_BYTES},
     )
 
 

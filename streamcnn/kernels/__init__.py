@@ -57,8 +57,9 @@ contrast_scratch(image_shape, window) -> int
 WRITES_HALF
     Whether `conv_layer` rounds to float16 itself: true where the results then take a shorter way.
 
-pending_bytes(steps) -> int
-    What the process will still grow by when convolution and these preprocessing steps are first called: compiler and compiled code.
+pending_bytes(steps, patch_norm=False) -> int
+    What the process will still grow by when convolution, with `patch_norm` where some layer has it, and these preprocessing steps are
+    first called: compiler and compiled code.
 
 `standardize`, `log`, `local_contrast` and `smooth` read (n, H, W, C) uint8 or float32 and write float32 `out` of the same shape,
 which may be `images` itself.

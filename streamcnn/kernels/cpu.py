@@ -104,7 +104,7 @@ def conv_layer(
     edges = [np.ascontiguousarray(edge, np.int64) for edge in (row_edges, col_edges)]
     n_workers = len(scratch) if n * edges[0][-1] * edges[1][-1] * filters.size > _ONE_WORKER else 1
     arrays = (*by_type(images), flat(filters), flat(bias), *edges, sizes, np.float32(threshold))
-    epsilon = None if patch_norm is None else float(patch_norm)
+    kernel, norm = (_conv_worker, ()) if patch_norm is None else (_normed_worker, (float(patch_norm),))
 
     # small shares, taken in turn: a worker whose core also reads or writes files would keep the others waiting with a share of its own
     n_shares = _SHARES * n_workers if n >= _SHARES * n_workers * lanes else n_workers
@@ -113,13 +113,25 @@ def conv_layer(
     def work(worker):
         skip = -scratch[worker].ctypes.data // 4 % LINE
         for share in shares:
-            _conv_worker(share, n_shares, *arrays, epsilon, scratch[worker, skip:], out.reshape(-1), tile)
+            kernel(share, n_shares, *arrays, *norm, scratch[worker, skip:], out.reshape(-1), tile)
 
     run_workers(work, n_workers)
 
 
 @jit()
-def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, col_edges, sizes, threshold, epsilon, buffer, out, tile):
+def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, col_edges, sizes, threshold, buffer, out, tile):
+    """`_convolve` without contrast normalisation."""
+    _convolve(worker, n_workers, pixels, floats, filters, bias, row_edges, col_edges, sizes, threshold, None, buffer, out, tile)
+
+
+@jit()
+def _normed_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, col_edges, sizes, threshold, epsilon, buffer, out, tile):
+    """`_convolve` with it: a kernel of its own, compiled by who needs it."""
+    _convolve(worker, n_workers, pixels, floats, filters, bias, row_edges, col_edges, sizes, threshold, epsilon, buffer, out, tile)
+
+
+@jit(cache=False)
+def _convolve(worker, n_workers, pixels, floats, filters, bias, row_edges, col_edges, sizes, threshold, epsilon, buffer, out, tile):
     """Share `worker` of `n_workers`; an item is some rows of cells of L images, or by filter of one.
 
     Parameters
@@ -127,7 +139,7 @@ def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, co
     sizes : (15,) int64
         As packed by `conv_layer`.
     epsilon : float64 or None
-        `patch_norm`; the kernel is compiled for each of the two by itself.
+        `patch_norm`.
     buffer : (m,) float32
         This worker's scratch, at the start of a cache line: the band, the output cells, the spare vector, filters, bias, deviations.
     """
@@ -306,6 +318,7 @@ def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, epsilon, source, bu
                 filled = 0
 
 
-def pending_bytes(steps: tuple[str, ...]) -> int:
+def pending_bytes(steps: tuple[str, ...], patch_norm: bool = False) -> int:
     """Bytes this process will still grow by when these kernels come into use; see the package."""
-    return pending_of([_conv_worker, *HALF_KERNELS, *CHECKSUM_KERNELS, *(PIXEL_KERNELS[step] for step in steps)])
+    convolutions = [_conv_worker, _normed_worker] if patch_norm else [_conv_worker]
+    return pending_of([*convolutions, *HALF_KERNELS, *CHECKSUM_KERNELS, *(PIXEL_KERNELS[step] for step in steps)])

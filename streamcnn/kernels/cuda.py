@@ -265,7 +265,7 @@ def _boxes(images, window: int, epsilon: float | None, scratch, out, threads: in
     stream_chunks(images, out, scratch.nbytes, len(scratch), launch, work_bytes=work_bytes, limit=limit)
 
 
-def pending_bytes(steps: tuple[str, ...]) -> int:
+def pending_bytes(steps: tuple[str, ...], patch_norm: bool = False) -> int:
     """Host bytes this process will still grow by when these kernels come into use; see the package.
 
     What the driver keeps for a context differs from version to version; this is assumed, and not measured.

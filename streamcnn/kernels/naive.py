@@ -107,7 +107,7 @@ def smooth(images, window: int, scratch, out) -> None:
                 result[i, j] = x[max(i - half, 0) : i + half + 1, max(j - half, 0) : j + half + 1].mean(axis=(0, 1))
 
 
-def pending_bytes(steps: tuple[str, ...]) -> int:
+def pending_bytes(steps: tuple[str, ...], patch_norm: bool = False) -> int:
     """What float16 conversion and checksums, the compiled kernels beside this reference, will add; see the package."""
     from streamcnn.kernels import checksum, half, jit
 
