@@ -330,7 +330,7 @@ class Network:
         # below 2**63: one is added to it
         hashed = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
         try:
-            bank, bias, info = draw_patches(maps, n_images, g.kernel, layer.n_filters, layer.patch_norm, layer.whitening, hashed)
+            bank, bias, info = draw_patches(maps, n_images, g.filters_shape, layer.patch_norm, layer.whitening, hashed)
         except FilterBankError as error:
             raise FilterBankError(f"layer {number + 1}: {error}") from None
         self.info = [*self.info[:number], info]

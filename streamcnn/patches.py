@@ -9,12 +9,14 @@ Normalisation and whitening are folded into the filters, so that only the deviat
 window p of mean m and variance v, z = (p - m) / s, s = sqrt(v + patch_norm), mu the mean and Z = V diag(1 / sqrt(lambda + whitening)) V'
 the whitening of all z, and a direction u of unit length, the response is
 
-    u . Z (z - mu) = w . z - w . mu = ((w - mean(w)) . p) / s - w . mu    with w = Z u,
+    u . Z (z - mu) = w . z - w . mu = ((w - mean(w)) . p) / s - w . mu    with w = Z u.
 
-as the sum of p - m is zero. Without `patch_norm` z = p, and the filter is w itself.
+The mean of w is zero as it is: every z has mean zero, hence mu, all eigenvectors but those of eigenvalue zero, and u, which is one
+Z (z - mu) brought to unit length. Without `patch_norm` z = p. Either way the filter is w, and the bias -w . mu.
 """
 
 from collections.abc import Iterable, Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -45,13 +47,12 @@ def patch_bytes(filters_shape: tuple[int, int, int, int]) -> int:
 def draw_patches(
     maps: Iterable[np.ndarray],
     n_images: int,
-    kernel: tuple[int, int],
-    n_filters: int,
+    filters_shape: tuple[int, int, int, int],
     patch_norm: float | None,
     whitening: float,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Filters and bias of `n_filters` different windows.
+    """Filters of different windows, and their bias.
 
     Parameters
     ----------
@@ -59,8 +60,8 @@ def draw_patches(
         The layer's input, in parts of any size, which may be overwritten by the next; read once.
     n_images : int
         In all parts.
-    kernel : (int, int)
-        At most height x width.
+    filters_shape : (n_filters, height, width, channels)
+        Windows at most as large as the maps.
     patch_norm : float or None
     whitening : float
         What is added to the eigenvalues of the covariance.
@@ -69,7 +70,7 @@ def draw_patches(
 
     Returns
     -------
-    filters : ndarray of shape (n_filters, height, width, channels), float64
+    filters : ndarray of shape `filters_shape`, float64
     bias : ndarray of shape (n_filters,), float64
     info : dict
         `n_windows`: that mean and covariance were taken from.
@@ -79,31 +80,24 @@ def draw_patches(
     FilterBankError
         When there are fewer different windows that are not (nearly) constant.
     """
-    chosen = _Chosen(n_filters)
-    n_windows = 0
+    n_filters, *kernel, _ = filters_shape
+    size = prod(filters_shape[1:])
+    chosen, n_windows = _Chosen(n_filters), 0
 
     def normalised() -> Iterator[np.ndarray]:
         nonlocal n_windows
-        for priorities, windows in _windows(maps, n_images, kernel, seed):
+        for priorities, windows in _windows(maps, n_images, (kernel[0], kernel[1]), seed):
             contrast = windows.var(axis=1)
             faint = _ROUNDING * np.square(windows).mean(axis=1) if patch_norm is None else _FAINT * patch_norm
             chosen.offer(priorities, windows, contrast > faint)
             n_windows += len(windows)
             yield _normalise(windows, patch_norm)
 
-    stream = normalised()
-    first = next(stream)
-    size = first.shape[1]
     block = np.empty((_BLOCK, size))
     total, squares = np.zeros(size), np.zeros((size, size))
-
-    def again() -> Iterator[np.ndarray]:
-        yield first
-        yield from stream
-
     # one thread, so that filters never depend on how many cores there are
     with limit_blas(1):
-        for _ in recut(again(), block):
+        for _ in recut(normalised(), block):
             total += block.sum(axis=0)
             squares += block.T @ block
         if len(chosen.windows) < n_filters:
@@ -117,9 +111,7 @@ def draw_patches(
         directions /= np.sqrt(np.square(directions).sum(axis=1, keepdims=True))
         filters = directions @ whiten
         bias = -(filters @ mean)
-    if patch_norm is not None:
-        filters -= filters.mean(axis=1, keepdims=True)
-    return filters.reshape(n_filters, *kernel, -1), bias, {"n_windows": n_windows}
+    return filters.reshape(filters_shape), bias, {"n_windows": n_windows}
 
 
 def _normalise(windows: np.ndarray, patch_norm: float | None) -> np.ndarray:

@@ -25,7 +25,7 @@ LAYER = ConvLayer(16, 5, filters="patches", patch_norm=10.0, activation="split",
 
 def draw(images=IMAGES, n_filters=8, kernel=(4, 3), patch_norm=10.0, whitening=0.1, seed=3, part=7):
     parts = (images[start : start + part] for start in range(0, len(images), part))
-    return draw_patches(parts, len(images), kernel, n_filters, patch_norm, whitening, seed)
+    return draw_patches(parts, len(images), (n_filters, *kernel, images.shape[3]), patch_norm, whitening, seed)
 
 
 def all_windows(images, kernel):
@@ -38,6 +38,8 @@ def all_windows(images, kernel):
 def test_convolution_is_what_whitened_windows_say(patch_norm):
     """Each filter is one window of the data; with its bias it answers a window p as u . Z (z - mu) does, all written down in float64."""
     filters, bias, info = draw(patch_norm=patch_norm)
+    if patch_norm is not None:  # brightness is nothing to them
+        assert np.abs(filters.sum(axis=(1, 2, 3))).max() < 1e-12 * np.abs(filters).max()
     windows = all_windows(IMAGES, (4, 3))
     z = windows
     if patch_norm is not None:
@@ -111,6 +113,13 @@ def test_filters_are_different_windows_that_are_not_constant():
     assert draw(images, 10, (3, 3), patch_norm=None)[0].shape == (10, 3, 3, 1)
     with pytest.raises(FilterBankError, match="at most the 10 different"):
         draw(images, 11, (3, 3), patch_norm=None)
+
+
+def test_every_image_gives_windows_of_other_places(monkeypatch):
+    """Of 30 equal images, one window each, come many different ones."""
+    monkeypatch.setattr(patches, "N_WINDOWS", 30)
+    filters, _, info = draw(np.repeat(IMAGES[:1], 30, axis=0), 15)
+    assert info["n_windows"] == 30 and len(np.unique(filters.round(9), axis=0)) == 15
 
 
 def test_drawing_holds_what_is_declared():
