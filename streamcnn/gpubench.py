@@ -138,7 +138,7 @@ def _ours(case: Case, kernels, images, filters, bias, n_threads: int) -> tuple[n
     scratch = np.empty((n_threads, kernels.conv_scratch(images.shape[1:], filters.shape, out.shape[1:], 0)), np.float32)
     codes = (1, 0, ACTIVATIONS["relu"], 0.0, POOLS["mean"], rows, cols)
     tile = kernels.choose_tile(case.n_filters, filters[0].size, False)
-    launch, _ = kernels.prepare_conv(images.shape[1:], filters, bias, *codes, tile)
+    launch, *_ = kernels.prepare_conv(images.shape[1:], filters, bias, *codes, tile)
     stream = cuda.stream()
     on_device, result = cuda.to_device(images.reshape(-1)), cuda.device_array(out.size, np.float32)
 
@@ -151,7 +151,7 @@ def _ours(case: Case, kernels, images, filters, bias, n_threads: int) -> tuple[n
     unused = np.empty_like(out)
     wall()
     return out, {
-        "kernel": (lambda: launch(stream, on_device, result, case.n), stream.synchronize),
+        "kernel": (lambda: launch(stream, on_device, result, None, case.n), stream.synchronize),
         "wall": (wall, _nothing),
         "copies": (copies, _nothing),
     }

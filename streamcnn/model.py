@@ -172,7 +172,7 @@ def load_model(path: str | Path, memory_limit: int | str | None = None) -> Model
             part, _, rest = name.partition(".")
             parts[part][rest] = array
         network = Network.from_arrays(header.pop("network"), parts["network"])
-        if not all(np.isfinite(filters).all() for filters in network.filters):
+        if not all(np.isfinite(array).all() for array in network.filters + network.biases):
             raise DataError("its filters are no finite numbers")
         pca = StreamingPCA.from_arrays(parts["pca"]) if parts["pca"] else None
         svm = StreamingSVC.from_arrays(parts["svm"])

@@ -1,13 +1,13 @@
 """Convolution layers, their shape arithmetic, and the step from a chunk of images to a chunk of feature rows.
 
-Nothing here is trained: filters are drawn at random (section 3 of Lee & Lee 2017) and only scaled, so that responses are of
-order one on the data at hand.
+Nothing here is trained: filters are drawn at random (section 3 of Lee & Lee 2017), or are windows of the data, and only scaled, so that
+responses are of order one on the data at hand.
 """
 
 import logging
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -18,12 +18,15 @@ from streamcnn import preprocess
 from streamcnn.errors import DataError, FilterBankError, ParameterError
 from streamcnn.filters import random_filter_bank
 from streamcnn.kernels import ACTIVATIONS, POOLS, empty_lines
+from streamcnn.patches import draw_patches
 
 logger = logging.getLogger("streamcnn")
 
 # pooling windows along the longer side at most, for each word that `pool_size` may be
 AUTO_WINDOWS = {"auto": 7, "fine": 48}
 CALIBRATION_BYTES = 1 << 24
+# images that filters are scaled on at most, and that patches are drawn from
+SCALE_IMAGES, PATCH_IMAGES = 256, 4096
 # images convolved at a time to scale the filters
 DRAW_CHUNK = 16
 # of a network that is loaded: values of an image (512 MiB of float32), and padding, whose sum with a side is held in arrays
@@ -34,11 +37,12 @@ _ROUNDING = 1 - 1e-6
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """One layer: convolution by random filters, activation, pooling.
+    """One layer: convolution by random filters or data patches, activation, pooling.
 
-    With r = gain * (w * x) and t = threshold the activations are: `relu` max(r - t, 0); `abs` max(|r| - t, 0);
+    With r = gain * (w * x) + bias and t = threshold the activations are: `relu` max(r - t, 0); `abs` max(|r| - t, 0);
     `clip` min(max(r, -1), 1); `split` the channels max(r - t, 0) of all filters, then max(-r - t, 0) of all.
-    Filters are scaled in `fit` so that the mean of |w * x| over the data is one; `gain` and `threshold` are in that unit.
+    Filters and bias, which patches alone have, are scaled in `fit` so that the mean of |r| over the data is one for a `gain` of one;
+    `gain` and `threshold` are in that unit.
 
     Parameters
     ----------
@@ -47,9 +51,10 @@ class ConvLayer:
         `"auto"` is 7 for images of at least 48 pixels a side, else 5, or the image's side where that is smaller.
     stride, padding : int
         The same in both directions; padding is with zeros.
-    filters : "discriminating" or "random"
+    filters : "discriminating", "random" or "patches"
         `"discriminating"` keeps a drawn filter only if its similarity, eq. (2) of Lee & Lee 2017, to every filter kept before
-        is at most `max_similarity`; `"random"` keeps every one.
+        is at most `max_similarity`; `"random"` keeps every one. `"patches"` are whitened windows of the layer's input (Coates, Lee & Ng
+        2011, see `streamcnn.patches`), different ones; the rule of similarity is not applied to them.
     max_similarity : float
     similarity : "peak", "l1", "l2" or "signed"
         See `filter_similarity`.
@@ -62,8 +67,13 @@ class ConvLayer:
         along the longer side, `"fine"` at most 48: for images that all show the same thing in the same place, such as faces.
     pool_grid : (int, int) or None
         Pool to so many rows and columns instead; cell i covers rows floor(i*H/R) to floor((i+1)*H/R).
-    patch_norm : None
-        Only for filters drawn from data patches, which this version does not have.
+    patch_norm : float or None
+        Contrast normalisation, for filters of every kind: w * x of a window is divided by sqrt(v + patch_norm), v the variance of all
+        the window's numbers; for patches the windows that they are drawn from are normalised so too. In squares of the layer's input: 10
+        is usual for bytes.
+    whitening : float
+        For patches only: what is added to the eigenvalues of the covariance of the windows, normalised where `patch_norm` says so,
+        before they are whitened. The less, the more the filters look for fine detail.
     """
 
     n_filters: int
@@ -80,6 +90,7 @@ class ConvLayer:
     pool_size: Any = "auto"
     pool_grid: tuple[int, int] | None = None
     patch_norm: float | None = None
+    whitening: float = 0.1
 
     def check(self) -> None:
         """Refuse values that no image could make right."""
@@ -94,21 +105,26 @@ class ConvLayer:
             raise ParameterError(f'pool_size must be a positive whole number, "auto" or "fine", got {self.pool_size!r}')
         if self.pool_grid is not None and not _is_int_pair(self.pool_grid):
             raise ParameterError(f"pool_grid must be a pair of positive whole numbers or None, got {self.pool_grid!r}")
-        for name, allowed in (("filters", ("discriminating", "random")), ("activation", tuple(ACTIVATIONS))):
+        for name, allowed in (("filters", ("discriminating", "random", "patches")), ("activation", tuple(ACTIVATIONS))):
             if getattr(self, name) not in allowed:
                 raise ParameterError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.pool is not None and self.pool not in POOLS:
             raise ParameterError(f"pool must be one of {', '.join(POOLS)} or None, got {self.pool!r}")
-        for name in ("gain", "threshold"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not np.isfinite(value) or value < 0 or (name == "gain" and value == 0):
-                raise ParameterError(f"{name} must be a {'positive' if name == 'gain' else 'non-negative'} number, got {value!r}")
-        if self.patch_norm is not None:
-            raise ParameterError(f"patch_norm must be None: this version has no patch filters, got {self.patch_norm!r}")
+        for name in ("gain", "threshold", "whitening", "patch_norm"):
+            value, least = getattr(self, name), "non-negative" if name == "threshold" else "positive"
+            if value is None and name == "patch_norm":
+                continue
+            if not _is_number(value) or value < 0 or (value == 0 and least == "positive"):
+                choice = " or None" if name == "patch_norm" else ""
+                raise ParameterError(f"{name} must be a {least} number{choice}, got {value!r}")
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _is_int_pair(value: Any) -> bool:
@@ -145,15 +161,17 @@ def resolve_layer(layer: ConvLayer, in_shape: tuple[int, int, int]) -> Geometry:
     """
     layer.check()
     height, width = (side + 2 * layer.padding for side in in_shape[:2])
+    # patches are windows of the images, not of what pads them
+    highest, widest = in_shape[:2] if layer.filters == "patches" else (height, width)
     if layer.kernel_size == "auto":
         side = 7 if min(in_shape[:2]) >= 48 else 5
-        kernel = (min(side, height), min(side, width))
+        kernel = (min(side, highest), min(side, widest))
     else:
         kernel = tuple(layer.kernel_size) if isinstance(layer.kernel_size, (tuple, list)) else (layer.kernel_size,) * 2
-        if kernel[0] > height or kernel[1] > width:
+        if kernel[0] > highest or kernel[1] > widest:
             raise ParameterError(
-                f"kernel_size of {kernel[0]} x {kernel[1]} is larger than the {height} x {width} pixels the layer gets: "
-                f'choose at most {min(height, width)}, or "auto"'
+                f"kernel_size of {kernel[0]} x {kernel[1]} is larger than the {highest} x {widest} pixels the layer gets: "
+                f'choose at most {min(highest, widest)}, or "auto"'
             )
     maps = [(side - k) // layer.stride + 1 for side, k in zip((height, width), kernel)]
     return Geometry(layer, in_shape, kernel, *_pool_edges(layer, *maps))
@@ -204,11 +222,19 @@ class Network:
         Preprocessing, see `preprocess.PREPROCESS`.
     filters : list of ndarray of shape (n_filters, height, width, channels), float32
         As applied, scale and gain included.
+    biases : list of ndarray of shape (n_filters,), float32
+        Likewise; zeros but for patches.
     """
 
-    def __init__(self, geometry: list[Geometry], steps: tuple[str, ...], filters: list[np.ndarray] | None = None):
+    def __init__(
+        self,
+        geometry: list[Geometry],
+        steps: tuple[str, ...],
+        filters: list[np.ndarray] | None = None,
+        biases: list[np.ndarray] | None = None,
+    ):
         self.geometry, self.steps = geometry, steps
-        self.filters = filters or []
+        self.filters, self.biases = filters or [], biases or []
         self.info: list[dict[str, Any]] = []
 
     @property
@@ -226,7 +252,9 @@ class Network:
             shapes["preprocessed images"] = (chunk_size, *self.image_shape)
         for number in range(1, len(self.geometry) + 1):
             shapes[f"layer {number} output"] = self._output_shape(number, chunk_size, kernels)
-        scratch = [kernels.conv_scratch(g.in_shape, g.filters_shape, g.out_shape, g.layer.padding) for g in self.geometry]
+        scratch = [
+            kernels.conv_scratch(g.in_shape, g.filters_shape, g.out_shape, g.layer.padding, g.layer.patch_norm) for g in self.geometry
+        ]
         scratch.append(preprocess.scratch(self.steps, self.image_shape, kernels))
         shapes["kernel scratch"] = (n_threads, max(scratch))
         return shapes
@@ -247,8 +275,8 @@ class Network:
     def draw(self, sample: np.ndarray, seed: int, n_threads: int, kernels) -> None:
         """Draw the filters of every layer and scale them on a sample of images.
 
-        The scale of a layer is 1 / mean |w * x| over the sample, all positions and all its filters, so that responses are of
-        order one whatever the range of the pixels.
+        The scale of a layer is 1 / mean |w * x|, of all positions and all its filters, normalisation and bias included, so that
+        responses are of order one whatever the range of the pixels; over the sample, or at most `SCALE_IMAGES` spread evenly over it.
 
         Parameters
         ----------
@@ -256,32 +284,57 @@ class Network:
         seed : int
         """
         step = min(DRAW_CHUNK, len(sample))
-        self.filters = []
+        scaled_on = sample[:: -(-len(sample) // SCALE_IMAGES)]
+        self.filters, self.biases = [], []
         for number, g in enumerate(self.geometry):
-            bank = self._draw_bank(number, g, seed)
-            below = Network(self.geometry[:number], self.steps, self.filters) if number else None
+            below = Network(self.geometry[:number], self.steps, self.filters, self.biases) if number else None
             buffers = (below or self).allocate(step, n_threads, kernels) if number or self.steps else {}
+
+            def inputs(images: np.ndarray, below=below, buffers=buffers, shape=g.in_shape) -> Iterator[np.ndarray]:
+                """What the layer gets of the images, some at a time."""
+                for start in range(0, len(images), step):
+                    part = np.ascontiguousarray(images[start : start + step])
+                    if below is None:
+                        yield self._preprocessed(part, buffers, kernels)
+                    else:
+                        yield below.transform(part, buffers, kernels).reshape(-1, *shape)
+
+            if g.layer.filters == "patches":
+                bank, bias = self._draw_patches(number, g, seed, inputs(sample), len(sample))
+            else:
+                bank, bias = self._draw_bank(number, g, seed), np.zeros(g.layer.n_filters, np.float32)
             # the fused kernel itself averages |w * x|: one window over the whole map
-            probe = np.empty((step, 1, 1, g.layer.n_filters), np.float32)
-            scratch = np.empty((n_threads, kernels.conv_scratch(g.in_shape, bank.shape, (1, 1, len(bank)), g.layer.padding)), np.float32)
+            probe, norm = np.empty((step, 1, 1, g.layer.n_filters), np.float32), g.layer.patch_norm
+            scratch_size = kernels.conv_scratch(g.in_shape, bank.shape, (1, 1, len(bank)), g.layer.padding, norm)
+            scratch = np.empty((n_threads, scratch_size), np.float32)
             rows, cols = ((s + 2 * g.layer.padding - k) // g.layer.stride + 1 for s, k in zip(g.in_shape, g.kernel))
             total = 0.0
-            for start in range(0, len(sample), step):
-                images = sample[start : start + step]
-                if below is not None:
-                    inputs = below.transform(images, buffers, kernels).reshape(-1, *g.in_shape)
-                else:
-                    inputs = self._preprocessed(images, buffers, kernels)
+            for images in inputs(scaled_on):
                 kernels.conv_layer(
-                    *(inputs, bank, np.zeros(len(bank), np.float32), g.layer.stride, g.layer.padding),
+                    *(images, bank, bias, g.layer.stride, g.layer.padding),
                     *(ACTIVATIONS["abs"], 0.0, POOLS["mean"], np.array([0, rows]), np.array([0, cols])),
-                    *(scratch, probe[: len(images)]),
+                    *(scratch, probe[: len(images)], norm),
                 )
                 total += float(probe[: len(images)].sum(dtype=np.float64))
-            mean = total / (len(sample) * len(bank))
+            mean = total / (len(scaled_on) * len(bank))
             scale = g.layer.gain / mean if mean > 0 and np.isfinite(mean) else g.layer.gain
             self.filters.append((bank * scale).astype(np.float32))
+            self.biases.append((bias * scale).astype(np.float32))
             self.info[-1]["scale"] = scale
+
+    def _draw_patches(
+        self, number: int, g: Geometry, seed: int, maps: Iterator[np.ndarray], n_images: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Filters and bias of windows of the layer's input, float32."""
+        layer = g.layer
+        # below 2**63: one is added to it
+        hashed = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        try:
+            bank, bias, info = draw_patches(maps, n_images, g.filters_shape, layer.patch_norm, layer.whitening, hashed)
+        except FilterBankError as error:
+            raise FilterBankError(f"layer {number + 1}: {error}") from None
+        self.info = [*self.info[:number], info]
+        return bank.astype(np.float32), bias.astype(np.float32)
 
     def _draw_bank(self, number: int, g: Geometry, seed: int) -> np.ndarray:
         layer = g.layer
@@ -345,23 +398,28 @@ class Network:
     def _convolve(self, images: np.ndarray, buffers: dict[str, np.ndarray], kernels, last: np.ndarray) -> bool:
         """All layers, the last one into `last`; what its kernel returns."""
         x, result = self._preprocessed(images, buffers, kernels), True
-        for number, (g, filters) in enumerate(zip(self.geometry, self.filters), start=1):
+        for number, (g, filters, bias) in enumerate(zip(self.geometry, self.filters, self.biases), start=1):
             out = last if number == len(self.geometry) else self._output(number, len(images), buffers, kernels)
             result = kernels.conv_layer(
-                *(x, filters, np.zeros(len(filters), np.float32), g.layer.stride, g.layer.padding),
+                *(x, filters, bias, g.layer.stride, g.layer.padding),
                 *(ACTIVATIONS[g.layer.activation], g.layer.threshold, POOLS[g.layer.pool or "mean"], g.row_edges, g.col_edges),
-                *(buffers["kernel scratch"], out),
+                *(buffers["kernel scratch"], out, g.layer.patch_norm),
             )
             x = out
         return result
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The filters by name, for saving; the rest follows from `describe`."""
-        return {f"filters_{number}": filters for number, filters in enumerate(self.filters, start=1)}
+        """The filters by name, for saving, and the bias of patches; the rest follows from `describe`."""
+        arrays = {f"filters_{number}": filters for number, filters in enumerate(self.filters, start=1)}
+        return arrays | {f"bias_{number}": self.biases[number - 1] for number in self._biased()}
+
+    def _biased(self) -> list[int]:
+        """Numbers, from 1, of the layers whose bias is not zeros."""
+        return [number for number, g in enumerate(self.geometry, start=1) if g.layer.filters == "patches"]
 
     def describe(self) -> dict[str, Any]:
         """Parameters that rebuild the network together with its arrays (JSON)."""
-        layers = [asdict(g.layer) for g in self.geometry]
+        layers = [layer_to_dict(g.layer) for g in self.geometry]
         return {"image_shape": list(self.image_shape), "steps": list(self.steps), "layers": layers, "info": self.info}
 
     @classmethod
@@ -379,18 +437,22 @@ class Network:
             geometry = resolve_layers(layers, shape)
             network = cls(geometry, preprocess.resolve_preprocess(description["steps"]))
             network.filters = [arrays[f"filters_{number}"] for number in range(1, len(geometry) + 1)]
+            network.biases = [np.zeros(g.layer.n_filters, np.float32) for g in geometry]
+            for number in network._biased():
+                network.biases[number - 1] = arrays[f"bias_{number}"]
             network.info = [dict(info) for info in description["info"]]
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"a saved network lacks or misstates a part ({error}); train it again") from None
-        for g, filters in zip(geometry, network.filters):
-            if filters.shape != g.filters_shape or filters.dtype != np.float32:
-                raise DataError(f"filters are {filters.shape} {filters.dtype}, the layer needs {g.filters_shape} float32; train it again")
+        for g, filters, bias in zip(geometry, network.filters, network.biases):
+            for name, array, shape in (("filters", filters, g.filters_shape), ("bias", bias, g.filters_shape[:1])):
+                if array.shape != shape or array.dtype != np.float32:
+                    raise DataError(f"{name} are {array.shape} {array.dtype}, the layer needs {shape} float32; train it again")
             if math.prod(g.out_shape) > _MOST_VALUES:
                 raise DataError(
                     f"a saved network makes {math.prod(g.out_shape)} values of an image, more than {_MOST_VALUES}: train it again"
                 )
-        if len(arrays) != len(geometry) or len(network.info) != len(geometry):
-            raise DataError(f"a saved network of {len(geometry)} layers has {len(arrays)} arrays of filters; train it again")
+        if len(arrays) != len(geometry) + len(network._biased()) or len(network.info) != len(geometry):
+            raise DataError(f"a saved network of {len(geometry)} layers has {len(arrays)} arrays of filters and bias; train it again")
         return network
 
 
@@ -402,6 +464,14 @@ def _check_sizes(image_shape: tuple[Any, ...], layers: list[ConvLayer]) -> None:
         layer.check()
         if layer.padding > _MOST_PADDING:
             raise DataError(f"padding must be at most {_MOST_PADDING}, got {layer.padding}")
+
+
+def layer_to_dict(layer: ConvLayer) -> dict[str, Any]:
+    """A ConvLayer as JSON. `whitening` only where it counts: digests of the other layers are older than it is."""
+    values = asdict(layer)
+    if layer.filters != "patches":
+        del values["whitening"]
+    return values
 
 
 def layer_from_dict(values: dict[str, Any]) -> ConvLayer:

@@ -27,7 +27,7 @@ from streamcnn.pca import StreamingPCA
 from streamcnn.plan import Plan, check_disk
 from streamcnn.presets import Settings
 from streamcnn.progress import CountedRows, Progress
-from streamcnn.rows import Rows, block_rows, iter_blocks, row_hash
+from streamcnn.rows import Rows, block_rows, iter_blocks, sample_rows
 from streamcnn.shards import shard_rows
 from streamcnn.stages import calibration_rows
 from streamcnn.store import FeatureStore
@@ -362,7 +362,7 @@ def reduced_rows(pca: StreamingPCA, rows: Rows, start: int, stop: int) -> Genera
 
 def draw_filters(network: Network, source: ImageSource, settings: Settings, kernels) -> None:
     """Draw a network's filters and scale them on a sample of the source's images."""
-    rows = sample_rows(source.n_samples, calibration_rows(source), settings.seed)
+    rows = sample_rows(source.n_samples, calibration_rows(source, network), settings.seed)
     sample = np.empty((len(rows), *source.image_shape), source.dtype)
     source.read_rows(rows, sample)
     network.draw(sample, settings.seed, settings.n_jobs, kernels)
@@ -377,13 +377,3 @@ class _Window:
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         self._rows.read(self._start + start, self._start + stop, out)
-
-
-def sample_rows(n_rows: int, size: int, seed: int) -> np.ndarray:
-    """`size` of `n_rows` row numbers, ascending: one from each of `size` equal stretches, placed there by a hash of the seed.
-
-    Folders are sorted by class, so equal stretches are a sample stratified by label.
-    """
-    stretch = np.arange(size, dtype=np.int64)
-    first, last = stretch * n_rows // size, (stretch + 1) * n_rows // size
-    return first + (row_hash(seed, stretch) % (last - first).astype(np.uint64)).astype(np.int64)

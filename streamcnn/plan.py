@@ -152,7 +152,7 @@ def make_plan(source: ImageSource, settings: Settings, limit: int, store: Path |
     if settings.probability:  # before any image is convolved
         check_counts(np.array(counts), source.classes_)  # type: ignore[arg-type]
     solver = None if k is None else resolve_solver(settings.pca_solver, d, k)
-    base = base_claims(source, settings.preprocess, settings.n_jobs, kernels)
+    base = base_claims(source, network, settings.n_jobs, kernels)
 
     def build(chunk: int, keep: bool, cache: int) -> Plan:
         s = settings
@@ -184,7 +184,7 @@ def plan_adding(source: ImageSource, network: Network, shapes: Shapes, limit: in
     StoreError
         When the disk has too little room.
     """
-    base, d, k = base_claims(source, network.steps, shapes.n_jobs, kernels), network.n_features, shapes.n_components
+    base, d, k = base_claims(source, network, shapes.n_jobs, kernels), network.n_features, shapes.n_components
     # without PCA new features are written as a fit writes them, else they are reduced at once
     writing, itemsize = ("extract", shapes.itemsize) if k is None else ("project", 4)
 
@@ -219,7 +219,7 @@ def plan_prediction(
     MemoryBudgetError
         When not even one image at a time fits.
     """
-    base = base_claims(source, network.steps, n_jobs, kernels)
+    base = base_claims(source, network, n_jobs, kernels)
 
     def build(chunk: int) -> MemoryPlan:
         claims = _predicting(source, network, chunk, dtype, n_jobs, kernels, n_components, kernel, n_classes, n_support)
@@ -237,7 +237,7 @@ def plan_drawing(source: ImageSource, network: Network, n_jobs: int, limit: int,
         When the sample of images does not fit.
     """
     stage = StagePlan("filters", drawing_claims(source, network, n_jobs, kernels))
-    made = MemoryPlan(limit, base_claims(source, network.steps, n_jobs, kernels), 1, [stage])
+    made = MemoryPlan(limit, base_claims(source, network, n_jobs, kernels), 1, [stage])
     made.check()
     return made
 
@@ -250,7 +250,7 @@ def plan_transform(source: ImageSource, network: Network, dtype: str, n_jobs: in
     MemoryBudgetError
         When a single image at a time does not fit beside the array.
     """
-    base = base_claims(source, network.steps, n_jobs, kernels)
+    base = base_claims(source, network, n_jobs, kernels)
 
     def build(chunk: int) -> MemoryPlan:
         claims = image_claims(source, network, chunk, dtype, n_jobs, kernels)

@@ -1,7 +1,7 @@
 """Presets, and the parameters of a fit with everything that can be settled before the data are seen."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from streamcnn.errors import ParameterError
 from streamcnn.kernels import DEVICES
 from streamcnn.ladder import KERNELS, check_class_weight, check_landmarks, check_probability
-from streamcnn.network import ConvLayer
+from streamcnn.network import ConvLayer, layer_to_dict
 from streamcnn.nystroem import LANDMARKS
 from streamcnn.pcaplan import SOLVERS as PCA_SOLVERS
 from streamcnn.preprocess import resolve_preprocess
@@ -80,7 +80,7 @@ class Settings:
     def describe(self) -> dict[str, Any]:
         """As JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
-        return values | {"layers": [asdict(layer) for layer in self.layers]}
+        return values | {"layers": [layer_to_dict(layer) for layer in self.layers]}
 
 
 def resolve_settings(preset: str = "fast", n_jobs: int = 1, seed: int = 0, **overrides: Any) -> Settings:

@@ -87,6 +87,16 @@ def row_hash(seed: int, rows) -> np.ndarray:
     return _mix(_mix(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], np.uint64)) + np.asarray(rows).astype(np.uint64))
 
 
+def sample_rows(n_rows: int, size: int, seed: int) -> np.ndarray:
+    """`size` of `n_rows` row numbers, ascending: one from each of `size` equal stretches, placed there by a hash of the seed.
+
+    Folders are sorted by class, so equal stretches are a sample stratified by label.
+    """
+    stretch = np.arange(size, dtype=np.int64)
+    first, last = stretch * n_rows // size, (stretch + 1) * n_rows // size
+    return first + (row_hash(seed, stretch) % (last - first).astype(np.uint64)).astype(np.int64)
+
+
 def _mix(x: np.ndarray) -> np.ndarray:
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

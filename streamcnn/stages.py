@@ -10,7 +10,8 @@ import numpy as np
 from streamcnn.filters import selection_bytes
 from streamcnn.images import ImageSource
 from streamcnn.ladder import decision_bytes, fitted_svm_bytes, svm_bytes, svm_passes
-from streamcnn.network import CALIBRATION_BYTES, DRAW_CHUNK, Network
+from streamcnn.network import CALIBRATION_BYTES, DRAW_CHUNK, PATCH_IMAGES, SCALE_IMAGES, Network
+from streamcnn.patches import patch_bytes
 from streamcnn.pcaplan import pca_bytes, pca_passes
 from streamcnn.planning import StagePlan, added
 from streamcnn.rows import block_rows
@@ -77,13 +78,14 @@ class Shapes:
         return 0 if self.n_components is None else self.n_rows * self.n_components * 4
 
 
-def base_claims(source: ImageSource, steps: tuple[str, ...], n_jobs: int, kernels) -> dict[str, int]:
+def base_claims(source: ImageSource, network: Network, n_jobs: int, kernels) -> dict[str, int]:
     """What the process holds whatever the stage: the first claim is what it held on entry."""
     held = {name: size for name, size in source.scratch_bytes(1).items() if name in _HELD}
+    normed = any(g.layer.patch_norm is not None for g in network.geometry)
     return added(
         {"already in use": max(0, resident_bytes() - sum(held.values()))},
         held,
-        {"compiled kernels": kernels.pending_bytes(steps), "libraries": _LIBRARY_BYTES + n_jobs * _THREAD_BYTES},
+        {"compiled kernels": kernels.pending_bytes(network.steps, normed), "libraries": _LIBRARY_BYTES + n_jobs * _THREAD_BYTES},
     )
 
 
@@ -92,9 +94,13 @@ def image_bytes(source: ImageSource) -> int:
     return source.row_values * source.dtype.itemsize
 
 
-def calibration_rows(source: ImageSource) -> int:
-    """Images in the sample on which filters are scaled: 16 to 256, about 16 MiB; follows shapes alone."""
-    return min(source.n_samples, max(16, min(256, CALIBRATION_BYTES // image_bytes(source))))
+def calibration_rows(source: ImageSource, network: Network) -> int:
+    """Images in the sample on which filters are scaled, and drawn where they are patches; follows shapes and layers alone.
+
+    16 to 256, to 4,096 for patches, and about 16 MiB.
+    """
+    most = PATCH_IMAGES if any(g.layer.filters == "patches" for g in network.geometry) else SCALE_IMAGES
+    return min(source.n_samples, max(16, min(most, CALIBRATION_BYTES // image_bytes(source))))
 
 
 def image_claims(source: ImageSource, network: Network, chunk: int, dtype: str, n_jobs: int, kernels) -> dict[str, int]:
@@ -145,9 +151,9 @@ def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int
 
 def drawing_claims(source: ImageSource, network: Network, n_jobs: int, kernels) -> dict[str, int]:
     """Bytes to draw the filters and scale them on a sample of images."""
-    sample, source.n_jobs = calibration_rows(source), n_jobs
+    sample, source.n_jobs = calibration_rows(source, network), n_jobs
     scratch = {name: size for name, size in source.scratch_bytes(sample).items() if name not in _HELD}
-    bank = max(selection_bytes(g.filters_shape) for g in network.geometry)
+    bank = max((patch_bytes if g.layer.filters == "patches" else selection_bytes)(g.filters_shape) for g in network.geometry)
     probing = sum(network.buffer_bytes(min(DRAW_CHUNK, sample), n_jobs, kernels).values())
     return added({"sample of images": sample * image_bytes(source), "filter bank": max(bank, 2 * probing)}, scratch)
 
@@ -160,7 +166,7 @@ def fitted_pca_bytes(n_features: int, n_components: int) -> int:
 def fitted_bytes(network: Network, shapes: Shapes) -> int:
     """Bytes of a fitted model's arrays, at the most."""
     s, n_classes = shapes, len(shapes.class_counts)
-    filters = sum(4 * int(np.prod(g.filters_shape)) for g in network.geometry)
+    filters = sum(4 * (int(np.prod(g.filters_shape)) + g.layer.n_filters) for g in network.geometry)
     components = 0 if s.n_components is None else fitted_pca_bytes(s.n_features, s.n_components)
     return filters + components + fitted_svm_bytes(s.kernel, s.reduced, n_classes, s.n_vectors)
 

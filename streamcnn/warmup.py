@@ -22,8 +22,9 @@ def compile_kernels() -> dict[str, Any]:
     floats = np.empty(images.shape, np.float32)
     edges = np.arange(3)
     filters, bias, out = np.ones((1, 3, 3, 1), np.float32), np.zeros(1, np.float32), np.empty((1, 2, 2, 1), np.float32)
-    scratch = np.empty((1, cpu.conv_scratch((4, 4, 1), filters.shape, out.shape[1:], 0)), np.float32)
-    cpu.conv_layer(images, filters, bias, 1, 0, ACTIVATIONS["relu"], 0.0, POOLS["mean"], edges, edges, scratch, out)
+    for norm in (None, 1.0):
+        scratch = np.empty((1, cpu.conv_scratch((4, 4, 1), filters.shape, out.shape[1:], 0, norm)), np.float32)
+        cpu.conv_layer(images, filters, bias, 1, 0, ACTIVATIONS["relu"], 0.0, POOLS["mean"], edges, edges, scratch, out, norm)
     cpu.standardize(images, floats)
     cpu.log(images, floats)
     cpu.local_contrast(images, 3, 1.0, np.empty((1, cpu.contrast_scratch((4, 4, 1), 3)), np.float32), floats)

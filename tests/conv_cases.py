@@ -4,7 +4,9 @@
 small enough. `agree` holds kernels to the float64 reference, `same_as_cpu` to the CPU's bits.
 """
 
-from itertools import product
+import math
+import struct
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -41,13 +43,13 @@ def edges_of(images, filters, *, stride=1, padding=0, edges=EACH, **options):
 
 def run(kernels, images, filters, bias, *, stride=1, padding=0, activation="relu", threshold=0.0, pool="mean", edges=EACH, **options):
     """Call `conv_layer` with fresh NaN-filled buffers; `edges` as for `edges_of`."""
-    n_threads = options.pop("n_threads", 2)
+    n_threads, patch_norm = options.pop("n_threads", 2), options.pop("patch_norm", None)
     rows, cols = edges_of(images, filters, stride=stride, padding=padding, edges=edges)
     shape = (len(rows) - 1, len(cols) - 1, len(filters) * (2 if activation == "split" else 1))
-    m = kernels.conv_scratch(images.shape[1:], filters.shape, shape, padding, *options.values())
+    m = kernels.conv_scratch(images.shape[1:], filters.shape, shape, padding, patch_norm, **options)
     scratch, out = np.full((n_threads, m), np.nan, np.float32), np.full((len(images), *shape), np.nan, np.float32)
     codes = (ACTIVATIONS[activation], threshold, POOLS[pool])
-    kernels.conv_layer(images, filters, bias, stride, padding, *codes, rows, cols, scratch, out, **options)
+    kernels.conv_layer(images, filters, bias, stride, padding, *codes, rows, cols, scratch, out, patch_norm=patch_norm, **options)
     return out
 
 
@@ -67,13 +69,48 @@ def tolerance(images, filters, bias, threshold=0.0, **options):
     A chain of t fused multiply-adds is off by at most t u (sum |w||x| + |bias|) (Higham, section 3.1; u = eps / 2), the
     threshold and the sequential mean of s values by another s + 2 roundings of numbers not above the largest such sum. The
     naive kernel itself gives that largest sum of each cell. Below the normal range a rounding is off by up to 2**-149.
+    With `patch_norm` the chain is multiplied by 1 / s, itself off by one rounding and what float64 leaves, before the bias is added:
+    two more, of sums over s.
     """
     options = {**options, "activation": "split" if options.get("activation") == "split" else "relu", "pool": "max"}
-    largest = run(naive, np.abs(images), np.abs(filters), np.abs(bias), **options)
+    if patch_norm := options.pop("patch_norm", None):
+        largest = _largest_normed(images, filters, bias, patch_norm, **options)
+    else:
+        largest = run(naive, np.abs(images), np.abs(filters), np.abs(bias), **options)
     if options["activation"] == "split":
         largest[..., len(filters) :] = largest[..., : len(filters)]
-    roundings = filters[0].size + int(np.prod([np.diff(edges).max() for edges in edges_of(images, filters, **options)])) + 3
+    roundings = filters[0].size + int(np.prod([np.diff(edges).max() for edges in edges_of(images, filters, **options)])) + 5
     return roundings * (EPS / 2 * (largest.astype(np.float64) + threshold) + 2.0**-149)
+
+
+def _largest_normed(images, filters, bias, patch_norm, *, stride=1, padding=0, **options):
+    """The largest sum |w||x| / s + |bias| of each cell, the negative part of `split` left open."""
+    rows, cols = edges_of(images, filters, stride=stride, padding=padding, **options)
+    padded = np.pad(images.astype(np.float64), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    seen = np.lib.stride_tricks.sliding_window_view(padded, filters.shape[1:3], axis=(1, 2))[:, ::stride, ::stride]
+    s = np.sqrt(seen.var(axis=(3, 4, 5)) + patch_norm)[..., None]
+    sums = run(naive, np.abs(images), np.abs(filters), 0 * bias, stride=stride, padding=padding) / s + np.abs(bias)
+    shape = (len(images), len(rows) - 1, len(cols) - 1, len(bias) * (2 if options["activation"] == "split" else 1))
+    largest = np.zeros(shape)
+    for i, (top, bottom) in enumerate(pairwise(rows)):
+        for j, (left, right) in enumerate(pairwise(cols)):
+            largest[:, i, j, : len(bias)] = sums[:, top:bottom, left:right].max(axis=(1, 2))
+    return largest
+
+
+def fused(a, b, c):
+    """a * b + c of float32, rounded once: the sum in float64 is rounded to odd, which a second rounding cannot betray.
+
+    S. Boldo and G. Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008.
+    """
+    product, addend = float(a) * float(b), float(c)  # exact: 48 of 53 bits
+    total = product + addend
+    if math.isfinite(total):
+        rest = total - product
+        error = (product - (total - rest)) + (addend - rest)
+        if error and not struct.unpack("q", struct.pack("d", total))[0] & 1:
+            total = math.nextafter(total, math.copysign(math.inf, error))
+    return np.float32(total)
 
 
 def bits(array):
@@ -167,6 +204,9 @@ for activation, pool in product(ACTIVATIONS, POOLS):
     options = {"activation": activation, "pool": pool, "threshold": 0.3}
     CASES[f"{activation} {pool} in tiles"] = (make(4, (7, 8, 1), 7, (3, 3)), {**options, "padding": 1, "edges": windows(4)})
     CASES[f"{activation} {pool} across cells"] = (make(5, (9, 12, 1), 7, (3, 3), np.float32), {**options, "edges": windows(3)})
+    # contrast normalisation, with every activation and pool
+    normed = {**options, "patch_norm": 10.0, "edges": windows(2)}
+    CASES[f"{activation} {pool} of normed windows"] = (make(3, (6, 7, 2), 5, (3, 2)), normed)
 
 
 def _with(case, images=None, filters=None, bias=None):
@@ -189,6 +229,30 @@ CASES |= {
     "denormal responses": _with(_SMALL, images=lambda x: x * 2.0**-90, filters=lambda w: w * 2.0**-40, bias=lambda b: 0 * b),
     "denormal pixels": _with(_SMALL, images=lambda x: x * 2.0**-140, bias=lambda b: 0 * b),
 }
+CASES |= {
+    "normed, stride 2, padding 1": (make(7, (9, 10, 3), 10, (3, 3)), {"stride": 2, "padding": 1, "patch_norm": 3.0}),
+    "normed, stride 3, padding 2 of float32": (
+        make(2, (9, 8, 1), 3, (5, 3), np.float32),
+        {"stride": 3, "padding": 2, "patch_norm": 100.0, "activation": "abs"},
+    ),
+    "normed, one pixel, one tap": (make(1, (1, 1, 1), 1, (1, 1)), {"patch_norm": 1.0}),
+    "normed, deep": (make(17, (7, 7, 16), 9, (3, 3), np.float32), {"patch_norm": 1e3, "edges": windows(2), "padding": 1}),
+    "normed, few images, filters beyond a tile": (
+        make(2, (11, 9, 3), 70, (3, 3)),
+        {"patch_norm": 10.0, "padding": 1, "edges": windows(2), "activation": "split"},
+    ),
+    "normed, one image, filters of no whole vector": (make(1, (10, 10, 3), 21, (5, 5)), {"patch_norm": 10.0, "stride": 2}),
+    "normed, very unequal grid": (
+        make(19, (10, 9, 1), 3, (3, 3)),
+        {"edges": (given_edges(0, 1, 7), given_edges(2, 3, 4, 6)), "patch_norm": 10.0, "activation": "abs"},
+    ),
+    "normed, image in bands": (make(2, (70, 300, 3), 3, (5, 5)), {"edges": windows(33), "patch_norm": 10.0}),
+    "normed, large offset": _with((_OFFSET[0], {**_OFFSET[1], "patch_norm": 10.0}), images=lambda x: x + 1e6),
+    "normed, constant images": _with((_SMALL[0], {**_SMALL[1], "patch_norm": 4.0}), images=lambda x: 0 * x + 100.3),
+    "normed, faint images": _with((_SMALL[0], {**_SMALL[1], "patch_norm": 1e-30}), images=lambda x: x * 2.0**-60),
+    # the sum of squares of a window is beyond 2**24, times their number beyond 2**32
+    "normed, sums of many large bytes": (make(1, (72, 70, 1), 3, (70, 70)), {"patch_norm": 10.0}),
+}
 
 
 def _put_non_finite(images):
@@ -205,3 +269,7 @@ NON_FINITE = {
     )
     for activation, pool in product(ACTIVATIONS, POOLS)
 }
+NON_FINITE["normed NaN and infinity"] = (
+    _with(_SMALL, images=lambda x: _put_non_finite(x.copy()))[0],
+    {"activation": "split", "edges": windows(2), "patch_norm": 10.0},
+)

@@ -91,16 +91,18 @@ def kernels():
     ]:
         tile = choose_tile(n_filters, n_taps, activation == "split")
         for images, checked in [(uint8[::1], n_taps % tile.taps > 0), (FLOATS, True)]:
-            for out in (FLOATS, float16[::1]):
-                kernel = cudaloops.conv_kernel(tile, ACTIVATIONS[activation], POOLS[pool], checked, out is not FLOATS)
-                signature = (images, FLOATS, FLOATS, uint32[::1], INTS, FLOATS, int64[::1], float32, out, uint32[::1])
-                yield f"conv {n_filters} x {n_taps} {activation} {pool} {images.dtype} {out.dtype} {tile}", kernel, signature
+            for out, normed in ((FLOATS, False), (float16[::1], False), (FLOATS, True)):
+                kernel = cudaloops.conv_kernel(tile, ACTIVATIONS[activation], POOLS[pool], checked, out is not FLOATS, normed)
+                signature = (images, FLOATS, FLOATS, uint32[::1], INTS, FLOATS, int64[::1], FLOATS, float32, out, uint32[::1])
+                name = f"conv {n_filters} x {n_taps} {activation} {pool} {images.dtype} {out.dtype} {tile}{' normed' * normed}"
+                yield name, kernel, signature
     yield "standardize", cudapixels.standardize_kernel(128), (uint8[::1], int64, FLOATS)
     yield "standardize floats", cudapixels.standardize_floats_kernel(128), (FLOATS, int64, FLOATS)
     yield "multiply-adds", cudaloops.multiply_adds, (float32, int64, FLOATS)
     yield "log of bytes", cudapixels.log_bytes, (uint8[::1], FLOATS, FLOATS)
     yield "log of floats", cudapixels.log_floats, (FLOATS, FLOATS)
     for images in (uint8[::1], FLOATS):
+        yield f"inverse deviations {images.dtype}", cudapixels.inverse_deviations, (images, *[int64] * 9, float64, FLOATS)
         yield f"contrast columns {images.dtype}", cudapixels.contrast_columns, (images, int64, int64, int64, WIDE)
         yield f"smooth boxes {images.dtype}", cudapixels.smooth_boxes, (images, int64, int64, int64, int64, WIDE, FLOATS)
         yield f"contrast boxes {images.dtype}", cudapixels.contrast_boxes, (images, int64, int64, int64, int64, float64, WIDE, FLOATS)
@@ -111,7 +113,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         chosen = list(kernels())
         # every kernel for the first, the first layer of the benchmark for the others
-        todo = [(k, capabilities[0]) for k in chosen] + [(k, capability) for capability in capabilities[1:] for k in chosen[8:10]]
+        todo = [(k, capabilities[0]) for k in chosen] + [(k, capability) for capability in capabilities[1:] for k in chosen[12:15]]
         json.dump([examine(*kernel, capability, folder) for kernel, capability in todo], sys.stdout)
 
 

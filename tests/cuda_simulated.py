@@ -6,9 +6,7 @@ bits can be compared with the CPU's.
 """
 
 import json
-import math
 import os
-import struct
 import sys
 import traceback
 from functools import partial
@@ -17,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import test_preprocess
-from conv_cases import CASES, NON_FINITE, agree, bits, for_simulator, make, rounds_as_the_cpu, run, same_as_cpu
+from conv_cases import CASES, NON_FINITE, agree, bits, for_simulator, fused, make, rounds_as_the_cpu, run, same_as_cpu
 from numba.cuda.simulator import kernelapi
 
 from streamcnn import ConvFeatures, ConvLayer, gpubench
@@ -34,22 +32,7 @@ def with_tile(tile):
     return SimpleNamespace(conv_scratch=cuda.conv_scratch, conv_layer=partial(cuda.conv_layer, tile=tile))
 
 
-def fused(self, a, b, c):
-    """a * b + c of float32, rounded once: the sum in float64 is rounded to odd, which a second rounding cannot betray.
-
-    S. Boldo and G. Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008.
-    """
-    product, addend = float(a) * float(b), float(c)  # exact: 48 of 53 bits
-    total = product + addend
-    if math.isfinite(total):
-        rest = total - product
-        error = (product - (total - rest)) + (addend - rest)
-        if error and not struct.unpack("q", struct.pack("d", total))[0] & 1:
-            total = math.nextafter(total, math.copysign(math.inf, error))
-    return np.float32(total)
-
-
-kernelapi.FakeCUDAModule.fma = fused
+kernelapi.FakeCUDAModule.fma = lambda self, a, b, c: fused(a, b, c)
 
 
 def convolution(case, tile=SMALL):
@@ -68,12 +51,12 @@ def nan_and_infinity(case):
 def multiply_adds_are_fused():
     """The multiply-add of these checks rounds once: where two roundings, and float64 and one more, go wrong."""
     a, b = F32(1 + 2.0**-12), F32(1 + 2.0**-12)
-    assert fused(None, a, b, F32(-1)) == F32(2.0**-11 + 2.0**-24) != a * b + F32(-1)
+    assert fused(a, b, F32(-1)) == F32(2.0**-11 + 2.0**-24) != a * b + F32(-1)
     # 2**-24 is half a unit: only the last bit of the product, below float64's precision, decides
     tiny = F32(2.0**-60)
-    assert fused(None, tiny, F32(1), F32(1 + 2.0**-23)) == F32(1 + 2.0**-23)
+    assert fused(tiny, F32(1), F32(1 + 2.0**-23)) == F32(1 + 2.0**-23)
     half_up = float(F32(1)) + 2.0**-24
-    assert fused(None, F32(2.0**-24), F32(1 + 2.0**-23), F32(1)) == F32(1 + 2.0**-23) != F32(half_up)
+    assert fused(F32(2.0**-24), F32(1 + 2.0**-23), F32(1)) == F32(1 + 2.0**-23) != F32(half_up)
 
 
 def tiles_of_the_device():
@@ -113,6 +96,30 @@ def chunks():
         assert cudadevice.held_bytes() == 2 * size
         seen.add(chunk)
     assert seen == {1, 3, 7}  # the limits did make a difference
+
+
+def chunks_with_deviations():
+    """The deviations of windows, which lie on the device, follow the chunks; their room is part of scratch and of a chunk's memory."""
+    case = make(5, (5, 4, 2), 3, (2, 2)), {"patch_norm": 10.0, "padding": 1, "stride": 2}
+    fixed = cuda.conv_memory((5, 4, 2), 1, (3, 2, 2, 2), (3, 3, 3))[1]
+    original, launched = cuda.inverse_deviations, []
+
+    class Counted:
+        def __getitem__(self, grid):
+            return lambda *arguments: launched.append(arguments[-1].size // 9) or original[grid](*arguments)
+
+    cuda.inverse_deviations = Counted()
+    try:
+        for n_chunks, images_of_chunk in ((5, 1), (3, 2), (1, 5)):
+            launched.clear()
+            limit = fixed + 2 * images_of_chunk * (40 + 108 + 36) + 2 * 4 * 256
+            limited = SimpleNamespace(conv_scratch=cuda.conv_scratch, conv_layer=partial(cuda.conv_layer, tile=SMALL, limit=limit))
+            same_as_cpu(run(limited, *case[0], **case[1]), case)
+            assert len(launched) == n_chunks and sum(launched) == 5
+    finally:
+        cuda.inverse_deviations = original
+    big = (500, 400, 1), (1, 2, 2, 1), (1, 1, 1), 1
+    assert cuda.conv_scratch(*big, 10.0) >= cuda.conv_scratch(*big) and cuda.conv_scratch((5000, 4000, 1), *big[1:], 10.0) > 5000 * 4000
 
 
 def plans():
@@ -272,7 +279,7 @@ def features_are_the_same_on_both():
     try:
         rows = []
         for device in ("cpu", "cuda"):
-            layers = [ConvLayer(3, 3, filters="random", pool_size=2), ConvLayer(2, 2, filters="random", pool=None, activation="abs")]
+            layers = [ConvLayer(3, 3, filters="patches", patch_norm=0.1, pool_size=2), ConvLayer(2, 2, filters="random", pool=None)]
             features = ConvFeatures(layers=layers, preprocess="standardize", device=device, n_jobs=2, random_state=0)
             rows.append(features.fit_transform(images))
             assert features.device_ == device
@@ -308,6 +315,7 @@ for check in (
     tiles_of_the_device,
     negative_zero_survives_the_filling_taps,
     chunks,
+    chunks_with_deviations,
     plans,
     memory_errors,
     an_interrupted_call_leaves_nothing_behind,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conv_cases import CASES, EPS, TILES, agree, bits, edges_of, for_simulator, grid, make, run, windows
+from conv_cases import CASES, EPS, TILES, agree, bits, edges_of, for_simulator, fused, grid, make, run, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import correlate
@@ -29,6 +29,19 @@ def test_naive_is_the_cross_correlation_of_scipy():
             signed = result[..., k] - result[..., 4 + k]
             # one rounding to float32 of values below 100
             np.testing.assert_allclose(signed, expected, atol=100 * EPS)
+
+
+def test_naive_normalises_by_the_deviations_of_scipy():
+    """With `patch_norm` each sum of scipy is divided by the root of the window's variance, from box sums of scipy, plus that number."""
+    images, filters, bias = make(2, (9, 11, 3), 4, (3, 5), np.float32)
+    out = run(naive, images, filters, bias, activation="split", patch_norm=30.0)
+    box = np.ones((3, 5, 3))
+    for image, result in zip(images.astype(float), out):
+        mean, square = (correlate(x, box, mode="valid") / box.size for x in (image, image**2))
+        sums = np.concatenate([correlate(image, f.astype(float), mode="valid") for f in filters], axis=-1)
+        expected = sums / np.sqrt(square - mean**2 + 30) + bias
+        # one rounding to float32 of values below 4
+        np.testing.assert_allclose(result[..., :4] - result[..., 4:], expected, atol=4 * EPS)
 
 
 @pytest.mark.parametrize("kernels", [naive, cpu])
@@ -53,6 +66,11 @@ def test_hand_worked_example(kernels):
     assert values(stride=2) == [5.5]
     # padded: only the corner pixels under the filter's corners
     assert values(stride=2, padding=1, activation="split")[:4] == [2.5, 0.0, 0.5, 0.0]
+    # variances 5/4, 5/4, 51/16, 5/4: with 1 added, three deviations of 3/2; of 0, 0, 0, 1 it is 3/16, and with 1/16 added 1/2
+    found = values(activation="split", patch_norm=1.0)[::2]
+    np.testing.assert_allclose(found, [5 / 1.5 + 0.5, 4 / 1.5 + 0.5, 0, 4.5], rtol=EPS)
+    assert values(activation="split", patch_norm=1.0)[5] == pytest.approx(3 / 4.1875**0.5 - 0.5, rel=EPS)
+    assert values(stride=2, padding=1, patch_norm=0.0625)[0] == 4.5
 
 
 # --- CPU against naive -----------------------------------------------------------------------------------------------------------
@@ -74,6 +92,8 @@ KINDS = {
     "large offset": lambda images, *arrays, **options: images.min() > 9e5,
     "filters of sum 0": lambda images, filters, bias, **options: np.abs(filters.sum(axis=(1, 2, 3))).max() < 1e-6 * np.abs(filters).max(),
     "filters of pairs": lambda images, filters, bias, **options: filters.size > 1 and np.ptp(np.abs(filters)) == 0 != np.ptp(filters),
+    "normed": lambda *arrays, patch_norm=None, **options: patch_norm is not None,
+    "normed bytes": lambda images, *arrays, patch_norm=None, **options: patch_norm is not None and images.dtype == np.uint8,
     "denormal pixels": lambda images, *arrays, **options: np.abs(images).max() < TINY,
     "denormal products": lambda images, filters, bias, **options: (
         np.abs(images).max() >= TINY and float(np.abs(images).max()) * float(np.abs(filters).max()) < TINY
@@ -103,12 +123,12 @@ def test_denormals_are_not_flushed():
 @pytest.mark.parametrize("kernels", [naive, cpu])
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("size", [2, 3])
-def test_nan_reaches_exactly_the_cells_that_see_it(kernels, activation, pool, size):
+@pytest.mark.parametrize(("size", "patch_norm"), [(2, None), (3, None), (3, 10.0)])
+def test_nan_reaches_exactly_the_cells_that_see_it(kernels, activation, pool, size, patch_norm):
     """A NaN pixel makes NaN of every cell whose windows hold it, never 0, and of no other cell or image."""
     images, filters, bias = make(3, (14, 14, 1), 5, (3, 3), np.float32)
     images[1, 6, 7] = np.nan
-    out = run(kernels, images, filters, bias, activation=activation, pool=pool, edges=windows(size))
+    out = run(kernels, images, filters, bias, activation=activation, pool=pool, edges=windows(size), patch_norm=patch_norm)
     expected = np.zeros(out.shape, bool)
     seen = np.zeros((12, 12), bool)
     seen[4:7, 5:8] = True
@@ -174,6 +194,60 @@ def test_bits_are_those_of_the_promised_order(activation, pool, size):
     assert np.array_equal(out, expected)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("n", [1, 17])
+def test_bits_of_normed_windows_are_those_of_the_promised_order(n, dtype):
+    """Sums of differences to the first pixel in float64, tap by tap, one factor in float32, then one fused multiply-add with the bias."""
+    images, filters, bias = make(n, (6, 5, 2), 3, (3, 4), dtype)
+    out = run(cpu, images, filters, bias, activation="split", patch_norm=7.5)
+    sums = run(cpu, images, filters, 0 * bias, activation="split")
+    sums = sums[..., :3] - sums[..., 3:]  # one of the two is zero
+    for place in np.ndindex(n, 4, 2):
+        image, y, x = place
+        window = images[image, y : y + 3, x : x + 4].astype(np.float64).ravel()
+        total = squares = 0.0
+        for difference in window - window[0]:
+            total += difference
+            squares += difference * difference
+        factor = np.float32(1 / np.sqrt(max(24 * squares - total * total, 0) / 24**2 + 7.5))
+        expected = [fused(value, factor, b) for value, b in zip(sums[place], bias)]
+        assert np.array_equal(out[place][:3] - out[place][3:], expected), place
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_constant_windows_have_no_variance_at_all(dtype):
+    """Where all pixels are equal the deviation is the root of `patch_norm`, exactly, however large they are."""
+    values = np.array([0, 1, 255] if dtype == np.uint8 else [0.1, -1e6 - 0.3, 3e30, 16777215], dtype)
+    images = np.repeat(values, 30).reshape(-1, 6, 5, 1)
+    filters = np.zeros((1, 4, 5, 1), np.float32)
+    filters[0, 1, 1] = 1
+    for n in (1, len(values)):  # by filter and by image
+        out = run(cpu, images[-n:], filters, np.zeros(1, np.float32), activation="split", patch_norm=2.0**-20)
+        assert np.array_equal(out[:, 0, 0, 0] - out[:, 0, 0, 1], values[-n:].astype(np.float32) * 1024)
+
+
+def test_sums_of_large_windows_are_exact():
+    """9,000 bytes, half of them 255: the variance is 255**2 / 4 to the last bit, of which float32 sums or 32-bit integers know nothing."""
+    images = np.zeros((17, 90, 100, 1), np.uint8)
+    images[:, ::2] = 255
+    filters = np.zeros((1, 90, 100, 1), np.float32)
+    filters[0, 0, 0] = 1
+    for n in (1, 17):
+        out = run(cpu, images[:n], filters, np.zeros(1, np.float32), patch_norm=2.5)
+        assert (out == np.float32(255) * np.float32(1 / np.sqrt(127.5**2 + 2.5))).all()
+
+
+def test_normalisation_asks_for_scratch_of_its_own():
+    """Scratch that is enough for a layer is too little for the same layer with `patch_norm`, and is refused, not written beyond."""
+    images, filters, bias = make(2, (9, 9, 1), 3, (3, 3))
+    m = cpu.conv_scratch((9, 9, 1), filters.shape, (7, 7, 3), 0)
+    arguments = (images, filters, bias, 1, 0, 0, 0.0, 0, np.arange(8), np.arange(8), np.empty((1, m), np.float32))
+    out = np.empty((2, 7, 7, 3), np.float32)
+    cpu.conv_layer(*arguments, out)
+    with pytest.raises(ParameterError, match="conv_scratch"):
+        cpu.conv_layer(*arguments, out, 10.0)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_lanes_and_tiles_never_change_a_bit(name):
     """16, 8 and 4 lanes with their tiles give the same bits as the tile of this machine."""
@@ -197,6 +271,7 @@ def test_chunking_and_threads_never_change_a_bit(data):
         "activation": data.draw(st.sampled_from(list(ACTIVATIONS))),
         "pool": data.draw(st.sampled_from(list(POOLS))),
         "edges": data.draw(st.sampled_from([windows(1), grid(1)])),
+        "patch_norm": data.draw(st.sampled_from([None, 10.0])),
     }
     expected = run(cpu, images, filters, bias, n_threads=1, **options)
     cuts = sorted({0, n, *data.draw(st.lists(st.integers(0, n), max_size=4))})
@@ -231,14 +306,14 @@ class Interleaving:
     def __init__(self, reads, writes):
         self.reads, self.writes = reads, writes
 
-    def conv_layer(self, images, *others, tile):
+    def conv_layer(self, images, *others, patch_norm, tile):
         *others, out = others
         lanes = tile.dtype["accumulators"].shape[2]
         images = interleaved(images, lanes) if self.reads else images
         blocks = interleaved(out, lanes) if self.writes else out
         room = np.full(blocks.size + 64, 7.25, np.float32)
         inner = room[32:-32].reshape(blocks.shape)
-        cpu.conv_layer(images, *others, inner, tile=tile)
+        cpu.conv_layer(images, *others, inner, patch_norm, tile)
         assert (room[:32] == 7.25).all() and (room[-32:] == 7.25).all()
         out[:] = np.moveaxis(inner, -1, 1).reshape(-1, *out.shape[1:])[: len(out)] if self.writes else inner
 
@@ -302,11 +377,11 @@ def test_no_write_outside_scratch_and_out():
             conv_scratch = staticmethod(cpu.conv_scratch)
 
             @staticmethod
-            def conv_layer(*args, captured=captured):
+            def conv_layer(*args, patch_norm, captured=captured):
                 *head, scratch, out = args
                 rooms = [np.full(a.size + 64, 7.25, np.float32) for a in (scratch, out)]
                 inner = [room[32:-32].reshape(a.shape) for room, a in zip(rooms, (scratch, out))]
-                cpu.conv_layer(*head, *inner)
+                cpu.conv_layer(*head, *inner, patch_norm)
                 out[:] = inner[1]
                 captured["guards"] = np.concatenate([part for room in rooms for part in (room[:32], room[-32:])])
 

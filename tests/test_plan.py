@@ -24,7 +24,7 @@ def held(monkeypatch):
     """This process holds 250 MiB and has compiled nothing yet, whatever other tests have left in it."""
     held = SimpleNamespace(bytes=250 * MIB)
     monkeypatch.setattr(stages, "resident_bytes", lambda: held.bytes)
-    monkeypatch.setattr(cpu, "pending_bytes", lambda steps: 128 * MIB)
+    monkeypatch.setattr(cpu, "pending_bytes", lambda steps, patch_norm: 128 * MIB)
     return held
 
 

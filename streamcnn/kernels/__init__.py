@@ -4,12 +4,14 @@ Each of `naive` (float64 reference), `cpu` and, where there is one, `cuda` is a 
 names and signatures; tests hold them together. Callers check shapes, types and ranges; kernels write `out` and allocate nothing
 that grows with the images.
 
-conv_layer(images, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, scratch, out)
+conv_layer(images, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, scratch, out, patch_norm=None)
     Convolution, activation and pooling of every image.
 
     - images : (n, H, W, C) uint8 or float32, C-contiguous; zero padding of `padding` pixels on all sides
     - filters : (K, kh, kw, C) float32, the layer's gain folded in; bias : (K,) float32
     - conv map : r = sum w * x + bias, a cross-correlation, of (H + 2 padding - kh) // stride + 1 rows, columns likewise
+    - patch_norm : None, or e > 0: contrast normalisation, r = (sum w * x) / s + bias with s = sqrt(v + e) and v the variance, divided by
+      the count, of the window's kh kw C pixels, padding included
     - activation : code from `ACTIVATIONS`, with t = threshold: relu max(r - t, 0); abs max(|r| - t, 0); clip min(max(r, -1), 1);
       split the K channels max(r - t, 0), then the K channels max(-r - t, 0)
     - pool : code from `POOLS`; output cell (i, j) is the mean or largest value of conv rows row_edges[i] to row_edges[i + 1] and
@@ -24,13 +26,16 @@ conv_layer(images, filters, bias, stride, padding, activation, threshold, pool, 
 
     NaN in a window is NaN in its cell. The bits of a cell follow from its own image alone: one float32 accumulator started at
     the bias, fused multiply-adds in the order (row, column, channel) of the filter, then a sequential sum or maximum over the
-    window in row-major order, times float32(1 / count) for the mean. (`naive` computes in float64 and rounds once.)
+    window in row-major order, times float32(1 / count) for the mean. (`naive` computes in float64 and rounds once.) With `patch_norm`
+    the accumulator starts at 0, and r = fma(accumulator, i, bias) with i = float32(1 / s) from sums in float64 of the differences d to
+    the window's first pixel, and of their squares, in the same order: v = max(n sum d^2 - (sum d)^2, 0) / n^2 of n pixels. Sums of
+    differences lose nothing to a large offset, are exact for uint8, and 0 where all pixels are equal.
 
 conv_lanes(n, n_filters) -> int
     L where `conv_layer` with so many images and filters gains by interleaved ones, else 1: they are to lie as they are. Of the n that
     fill equally many blocks, it is L for the larger ones. Always 1 in `naive` and `cuda`, which know no interleaved images.
 
-conv_scratch(image_shape, filters_shape, out_shape, padding) -> int
+conv_scratch(image_shape, filters_shape, out_shape, padding, patch_norm=None) -> int
     float32 numbers of scratch per worker; shapes without the sample axis.
 
 standardize(images, out, n_threads=1)
@@ -52,8 +57,9 @@ contrast_scratch(image_shape, window) -> int
 WRITES_HALF
     Whether `conv_layer` rounds to float16 itself: true where the results then take a shorter way.
 
-pending_bytes(steps) -> int
-    What the process will still grow by when convolution and these preprocessing steps are first called: compiler and compiled code.
+pending_bytes(steps, patch_norm=False) -> int
+    What the process will still grow by when convolution, with `patch_norm` where some layer has it, and these preprocessing steps are
+    first called: compiler and compiled code.
 
 `standardize`, `log`, `local_contrast` and `smooth` read (n, H, W, C) uint8 or float32 and write float32 `out` of the same shape,
 which may be `images` itself.

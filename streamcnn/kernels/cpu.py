@@ -20,7 +20,7 @@ from streamcnn.kernels.jit import by_type, flat, jit, run_workers
 from streamcnn.kernels.jit import pending_bytes as pending_of
 from streamcnn.kernels.pixels import KERNELS as PIXEL_KERNELS
 from streamcnn.kernels.pixels import contrast_scratch, local_contrast, log, smooth, standardize
-from streamcnn.kernels.simd import choose_tile, convolve, copy, deinterleave, interleave, tile_shape
+from streamcnn.kernels.simd import choose_tile, convolve, copy, deinterleave, interleave, inverse_deviations, tile_shape
 
 __all__ = [
     "WRITES_HALF",
@@ -47,18 +47,19 @@ _SHARES = 16
 _ONE_WORKER = 1 << 23
 
 
-def conv_scratch(image_shape, filters_shape, out_shape, padding: int, tile: np.ndarray = TILE) -> int:
+def conv_scratch(image_shape, filters_shape, out_shape, padding: int, patch_norm: float | None = None, tile: np.ndarray = TILE) -> int:
     """float32 numbers of scratch per worker; see the package.
 
-    A band of interleaved rows, the filters regrouped by tiles, one row of output cells.
+    A band of interleaved rows, the filters regrouped by tiles, one row of output cells, the deviations of a tile's windows.
     """
-    _, wide, lanes = tile.dtype["accumulators"].shape
+    positions, wide, lanes = tile.dtype["accumulators"].shape
     n_filters, n_rows, n_cols, channels = filters_shape
     band = _band_rows(image_shape, n_rows, padding, lanes) * (image_shape[1] + 2 * padding) * channels * lanes
     cells = (out_shape[1] * out_shape[2] + 1) * lanes
     # by filter: at least as many as by image, while band and cells are not larger
     regrouped = -(-n_filters // (wide * lanes)) * wide * lanes * (n_rows * n_cols * channels + 1)
-    return -(-(band + cells + regrouped) // LINE) * LINE + LINE
+    norms = 0 if patch_norm is None else positions * lanes
+    return -(-(band + cells + regrouped + norms) // LINE) * LINE + LINE
 
 
 def conv_lanes(n: int, n_filters: int, tile: np.ndarray = TILE) -> int:
@@ -80,7 +81,9 @@ def _band_rows(image_shape, n_rows: int, padding: int, lanes: int) -> int:
     return min(height + 2 * padding, max(2 * n_rows + 6, _BAND_BYTES // row))
 
 
-def conv_layer(images, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, scratch, out, tile=TILE) -> None:
+def conv_layer(
+    images, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, scratch, out, patch_norm=None, tile=TILE
+) -> None:
     """Convolution, activation and pooling; see the package.
 
     `tile` is for tests: every tile gives the same bits.
@@ -90,7 +93,7 @@ def conv_layer(images, filters, bias, stride, padding, activation, threshold, po
     n = min(len(images) * (lanes if in_blocks else 1), len(out) * (lanes if out_blocks else 1))
     image_shape, out_shape = images.shape[1:4], out.shape[1:4]
     n_filters, n_rows, n_cols, _ = filters.shape
-    if scratch.shape[1] < conv_scratch(image_shape, filters.shape, out_shape, padding, tile):
+    if scratch.shape[1] < conv_scratch(image_shape, filters.shape, out_shape, padding, patch_norm, tile):
         raise ParameterError(f"scratch must have conv_scratch(...) columns, got {scratch.shape[1]}: allocate it for this layer")
     if n == 0:
         return
@@ -101,6 +104,7 @@ def conv_layer(images, filters, bias, stride, padding, activation, threshold, po
     edges = [np.ascontiguousarray(edge, np.int64) for edge in (row_edges, col_edges)]
     n_workers = len(scratch) if n * edges[0][-1] * edges[1][-1] * filters.size > _ONE_WORKER else 1
     arrays = (*by_type(images), flat(filters), flat(bias), *edges, sizes, np.float32(threshold))
+    kernel, norm = (_conv_worker, ()) if patch_norm is None else (_normed_worker, (float(patch_norm),))
 
     # small shares, taken in turn: a worker whose core also reads or writes files would keep the others waiting with a share of its own
     n_shares = _SHARES * n_workers if n >= _SHARES * n_workers * lanes else n_workers
@@ -109,21 +113,35 @@ def conv_layer(images, filters, bias, stride, padding, activation, threshold, po
     def work(worker):
         skip = -scratch[worker].ctypes.data // 4 % LINE
         for share in shares:
-            _conv_worker(share, n_shares, *arrays, scratch[worker, skip:], out.reshape(-1), tile)
+            kernel(share, n_shares, *arrays, *norm, scratch[worker, skip:], out.reshape(-1), tile)
 
     run_workers(work, n_workers)
 
 
 @jit()
 def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, col_edges, sizes, threshold, buffer, out, tile):
+    """`_convolve` without contrast normalisation."""
+    _convolve(worker, n_workers, pixels, floats, filters, bias, row_edges, col_edges, sizes, threshold, None, buffer, out, tile)
+
+
+@jit()
+def _normed_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, col_edges, sizes, threshold, epsilon, buffer, out, tile):
+    """`_convolve` with it: a kernel of its own, compiled by who needs it."""
+    _convolve(worker, n_workers, pixels, floats, filters, bias, row_edges, col_edges, sizes, threshold, epsilon, buffer, out, tile)
+
+
+@jit(cache=False)
+def _convolve(worker, n_workers, pixels, floats, filters, bias, row_edges, col_edges, sizes, threshold, epsilon, buffer, out, tile):
     """Share `worker` of `n_workers`; an item is some rows of cells of L images, or by filter of one.
 
     Parameters
     ----------
     sizes : (15,) int64
         As packed by `conv_layer`.
+    epsilon : float64 or None
+        `patch_norm`.
     buffer : (m,) float32
-        This worker's scratch, at the start of a cache line: the band, the output cells, the spare vector, filters, bias.
+        This worker's scratch, at the start of a cache line: the band, the output cells, the spare vector, filters, bias, deviations.
     """
     n, height, width, channels, n_filters, n_rows, n_cols, stride, padding, activation, pool, band, by_filter, in_blocks, out_blocks = sizes
     _, wide, lanes = tile_shape(tile)
@@ -147,6 +165,7 @@ def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, co
     spare = cells + n_cells * cell
     filters_at = spare + lanes
     bias_at = filters_at + (n_vectors + wide - 1) // wide * wide * grain * taps.size
+    norms = bias_at + (n_vectors + wide - 1) // wide * wide * grain
     _regroup(filters, bias, taps.size, buffer, filters_at, bias_at, wide * grain)
 
     n_blocks = (n + span - 1) // span
@@ -177,8 +196,8 @@ def _conv_worker(worker, n_workers, pixels, floats, filters, bias, row_edges, co
                 _conv_rows(
                     (y, y_stop, top, bottom, band_start),
                     (stride, pixel, wide_row, n_vectors, grain, cell, activation, pool),
-                    (filters_at, bias_at, cells, spare),
-                    *(col_edges, taps, threshold, source, buffer, target, tile),
+                    (filters_at, bias_at, cells, spare, norms),
+                    *(col_edges, taps, threshold, epsilon, source, buffer, target, tile),
                 )
                 y = y_stop
             size = n_cells * deep
@@ -260,11 +279,11 @@ def _copy_cells(buffer, at, padded, out, start, size, run):
 
 
 @jit(cache=False)
-def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, source, buffer, target, tile):
+def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, epsilon, source, buffer, target, tile):
     """Conv rows y to y_stop of one row of cells, position after position in the order of the cells, then of the rows."""
     y, y_stop, top, bottom, band_start = rows
     stride, pixel, wide_row, n_vectors, grain, cell, activation, pool = sizes
-    filters_at, bias_at, cells, spare = ats
+    filters_at, bias_at, cells, spare, norms = ats
     n_positions, wide, lanes = tile_shape(tile)
     places = np.empty(4 * n_positions, np.int64)
     scales = np.empty(n_positions, np.float32)
@@ -287,16 +306,19 @@ def _conv_rows(rows, sizes, ats, col_edges, taps, threshold, source, buffer, tar
                     places[n_positions + p] = -1
                 places[3 * n_positions] = filled == n_positions and places[n_positions] == places[2 * n_positions - 1]
                 places[3 * n_positions + 1] = filled
+                if epsilon is not None:  # once for all filters
+                    inverse_deviations(source, buffer, taps, places, norms, epsilon, grain == lanes, tile)
                 for vector in range(0, n_vectors, wide):
                     first = vector * grain
                     convolve(
                         *(source, buffer, target, taps, places, scales),
-                        (filters_at + first * taps.size, bias_at + first, cells + vector * lanes, spare),
-                        *(n_vectors - vector, n_vectors * lanes, activation, threshold, pool, grain == lanes, tile),
+                        (filters_at + first * taps.size, bias_at + first, cells + vector * lanes, spare, norms),
+                        *(n_vectors - vector, n_vectors * lanes, activation, threshold, pool, grain == lanes, epsilon, tile),
                     )
                 filled = 0
 
 
-def pending_bytes(steps: tuple[str, ...]) -> int:
+def pending_bytes(steps: tuple[str, ...], patch_norm: bool = False) -> int:
     """Bytes this process will still grow by when these kernels come into use; see the package."""
-    return pending_of([_conv_worker, *HALF_KERNELS, *CHECKSUM_KERNELS, *(PIXEL_KERNELS[step] for step in steps)])
+    convolutions = [_conv_worker, _normed_worker] if patch_norm else [_conv_worker]
+    return pending_of([*convolutions, *HALF_KERNELS, *CHECKSUM_KERNELS, *(PIXEL_KERNELS[step] for step in steps)])

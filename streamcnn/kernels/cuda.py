@@ -23,6 +23,7 @@ from streamcnn.kernels.cudaloops import NEVER, Tile, conv_kernel
 from streamcnn.kernels.cudapixels import (
     contrast_boxes,
     contrast_columns,
+    inverse_deviations,
     log_bytes,
     log_floats,
     smooth_boxes,
@@ -86,9 +87,13 @@ def conv_memory(image_shape, itemsize: int, filters_shape, out_shape) -> tuple[i
     return int(np.prod(image_shape)) * itemsize + 4 * int(np.prod(out_shape)), fixed
 
 
-def conv_scratch(image_shape, filters_shape, out_shape, padding: int) -> int:
-    """float32 numbers of page-locked host memory per host thread: a few MiB, or what one image and its results need."""
-    return host_floats(int(np.prod(image_shape)), int(np.prod(out_shape)))
+def conv_scratch(image_shape, filters_shape, out_shape, padding: int, patch_norm: float | None = None) -> int:
+    """float32 numbers of page-locked host memory per host thread: a few MiB, or what one image and its results need.
+
+    The deviations of an image's windows lie on the device, a number for each, at most as many as with a stride of 1.
+    """
+    rows, cols = (side + 2 * padding - k + 1 for side, k in zip(image_shape[:2], filters_shape[1:3]))
+    return host_floats(int(np.prod(image_shape)), int(np.prod(out_shape)), 0 if patch_norm is None else 4 * rows * cols)
 
 
 def conv_lanes(n: int, n_filters: int) -> int:
@@ -97,7 +102,21 @@ def conv_lanes(n: int, n_filters: int) -> int:
 
 
 def conv_layer(
-    images, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, scratch, out, tile=None, limit=None
+    images,
+    filters,
+    bias,
+    stride,
+    padding,
+    activation,
+    threshold,
+    pool,
+    row_edges,
+    col_edges,
+    scratch,
+    out,
+    patch_norm=None,
+    tile=None,
+    limit=None,
 ) -> bool:
     """Convolution, activation and pooling; see the package.
 
@@ -109,24 +128,36 @@ def conv_layer(
         tile = choose_tile(len(filters), filters[0].size, activation == ACTIVATIONS["split"])
     fixed = conv_memory(images.shape[1:], images.itemsize, filters.shape, out.shape[1:])[1]
     codes, half = (stride, padding, activation, threshold, pool, row_edges, col_edges), out.dtype == np.float16
-    launch, beyond = prepare_conv(images.shape[1:], filters, bias, *codes, tile, half)
-
-    def launch_chunk(stream, device_images, device_out, work, n):
-        launch(stream, device_images, device_out, n)
-
-    stream_chunks(images, out, scratch.nbytes, len(scratch), launch_chunk, fixed_bytes=fixed, limit=limit)
+    launch, beyond, work_bytes = prepare_conv(images.shape[1:], filters, bias, *codes, tile, half, patch_norm)
+    stream_chunks(images, out, scratch.nbytes, len(scratch), launch, work_bytes=work_bytes, fixed_bytes=fixed, limit=limit)
     return not (half and beyond.copy_to_host()[0])
 
 
-def prepare_conv(image_shape, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, tile: Tile, half=False):
+def prepare_conv(
+    image_shape,
+    filters,
+    bias,
+    stride,
+    padding,
+    activation,
+    threshold,
+    pool,
+    row_edges,
+    col_edges,
+    tile: Tile,
+    half=False,
+    patch_norm=None,
+):
     """Send filters and tables to the device; `half` for float16 results.
 
     Returns
     -------
-    launch : callable (stream, images, out, n)
-        Starts the kernel on n images from flat device arrays.
+    launch : callable (stream, images, out, work, n)
+        Starts the kernels on n images from flat device arrays.
     beyond : device array of one number
         1 once a float16 result was not finite.
+    work_bytes : int
+        Bytes of `work` per image: the deviations of its windows.
     """
     height, width, channels = image_shape
     n_filters, n_rows, n_cols, _ = filters.shape
@@ -149,17 +180,24 @@ def prepare_conv(image_shape, filters, bias, stride, padding, activation, thresh
     counts = cells[..., 2].astype(np.int64) * cells[..., 3]
     scales = (1 / counts).astype(np.float32) if pool == POOLS["mean"] else np.ones(counts.shape, np.float32)
 
-    kernel = conv_kernel(tile, int(activation), int(pool), padding > 0 or deep > len(weights), half)
+    normed = patch_norm is not None
+    kernel = conv_kernel(tile, int(activation), int(pool), padding > 0 or deep > len(weights), half, normed)
     largest = cells[..., 2].max(), cells[..., 3].max()
-    sizes = np.array([height, width, channels, counts.size, n_filters, stride, padding, *largest], np.int64)
+    n_windows = tuple((side + 2 * padding - k) // stride + 1 for side, k in zip((height, width), (n_rows, n_cols)))
+    sizes = np.array([height, width, channels, counts.size, n_filters, stride, padding, *largest, *n_windows], np.int64)
     *constants, beyond = send(padded_weights, padded_bias, taps, cells, scales, sizes, np.zeros(1, np.uint32))
     threshold = np.float32(threshold)
 
-    def launch(stream, images, out, n):
+    def launch(stream, images, out, work, n):
+        norms = constants[0]  # any: they are not looked at
+        if normed:
+            norms = work.view(np.float32)
+            shape = (height, width, channels, n_rows, n_cols, stride, padding, *n_windows)
+            inverse_deviations[-(-norms.size // _THREADS), _THREADS, stream](images, *shape, float(patch_norm), norms)
         grid = -(-n * counts.size // tile.block_cells), wide // tile.block_filters
-        kernel[grid, tile.threads, stream](images, *constants, threshold, out, beyond)
+        kernel[grid, tile.threads, stream](images, *constants, norms, threshold, out, beyond)
 
-    return launch, beyond
+    return launch, beyond, 4 * n_windows[0] * n_windows[1] if normed else 0
 
 
 def standardize(images, out, n_threads: int = 1, threads: int = _THREADS) -> None:
@@ -227,7 +265,7 @@ def _boxes(images, window: int, epsilon: float | None, scratch, out, threads: in
     stream_chunks(images, out, scratch.nbytes, len(scratch), launch, work_bytes=work_bytes, limit=limit)
 
 
-def pending_bytes(steps: tuple[str, ...]) -> int:
+def pending_bytes(steps: tuple[str, ...], patch_norm: bool = False) -> int:
     """Host bytes this process will still grow by when these kernels come into use; see the package.
 
     What the driver keeps for a context differs from version to version; this is assumed, and not measured.

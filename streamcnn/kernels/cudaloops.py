@@ -113,9 +113,9 @@ def larger(old, new):
 
 
 @cache
-def conv_kernel(tile: Tile, activation: int, pool: int, checked: bool, to_half: bool):
+def conv_kernel(tile: Tile, activation: int, pool: int, checked: bool, to_half: bool, normed: bool):
     """The convolution kernel for a tile, an activation and a kind of pooling; `checked` where pixels may lie outside the image,
-    `to_half` for float16 results.
+    `to_half` for float16 results, `normed` where each sum is multiplied by the inverse deviation of its window.
 
     It is compiled anew in every process: numba-cuda's cache raises where no folder can be written, and again and again once a file was
     cut short, which `jit` prevents for the CPU with internals that are others here and cannot be tried without a device.
@@ -129,7 +129,8 @@ def conv_kernel(tile: Tile, activation: int, pool: int, checked: bool, to_half: 
     - taps : (3 T,) uint32, for all: numbers from a window's first pixel to the tap's; its row, `NEVER` beyond the last; its column
     - cells : (4 n_cells,) int32, for each cell of one image: first row and column of its window on the conv map, height, width
     - scales : (n_cells,) float32, what the cell is multiplied by at the end
-    - sizes : (9,) int64: H, W, C, cells of one image, K, stride, padding, height and width of the largest window
+    - sizes : (11,) int64: H, W, C, cells of one image, K, stride, padding, height and width of the largest window and of the conv map
+    - norms : (n map height map width,) float32, what `inverse_deviations` left, or anything
     - threshold : float32
     - out : (n n_cells (K or 2 K),) float32, or float16: rounded to nearest, ties to even, as `half.narrow` does
     - beyond : (1,) uint32, made 1 when a float16 result is not finite; else left as it is
@@ -138,10 +139,10 @@ def conv_kernel(tile: Tile, activation: int, pool: int, checked: bool, to_half: 
     if tile.cells * tile.filters <= 32 and activation != ACTIVATIONS["split"] and not SIMULATED:
         # two blocks of 256 threads on a multiprocessor: ptxas takes 170 to 190 on its own, and needs no spill at 128
         options["max_registers"] = 128
-    return cuda.jit(**options)(conv_function(tile, activation, pool, checked, to_half))
+    return cuda.jit(**options)(conv_function(tile, activation, pool, checked, to_half, normed))
 
 
-def conv_function(tile: Tile, activation: int, pool: int, checked: bool, to_half: bool):
+def conv_function(tile: Tile, activation: int, pool: int, checked: bool, to_half: bool, normed: bool):
     """The Python function behind `conv_kernel`."""
     clip, absolute, split = (activation == ACTIVATIONS[name] for name in ("clip", "abs", "split"))
     is_max = pool == POOLS["max"]
@@ -159,7 +160,7 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool, to_half
     unrolled = np.uint64(tile.unrolled)
     zero, one, two, three, four = (np.uint64(number) for number in range(5))
 
-    def conv(images, filters, bias, taps, cells, scales, sizes, threshold, out, beyond):
+    def conv(images, filters, bias, taps, cells, scales, sizes, norms, threshold, out, beyond):
         if SIMULATED:  # which knows no alignment
             pixels_ = cuda.shared.array(pixels_size, float32)
             weights_ = cuda.shared.array(weights_size, float32)
@@ -176,7 +177,7 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool, to_half
         next_weights = cuda.local.array(local_weights, float32)
 
         height, width, channels, n_cells, n_filters = sizes[0], sizes[1], sizes[2], np.uint64(sizes[3]), np.uint64(sizes[4])
-        stride, padding, window_rows, window_cols = sizes[5], sizes[6], sizes[7], sizes[8]
+        stride, padding, window_rows, window_cols, map_rows, map_cols = sizes[5], sizes[6], sizes[7], sizes[8], sizes[9], sizes[10]
         deep = n_filters * two if split else n_filters
         all_taps = np.uint64(taps.size) // three
         first_row = np.uint64(cuda.blockIdx.y) * all_taps
@@ -197,7 +198,7 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool, to_half
 
         for p in range(n_p):
             for f in range(n_f):
-                acc[p, f] = bias[first_filter + spread(f, filter_thread, filter_threads)]
+                acc[p, f] = ZERO if normed else bias[first_filter + spread(f, filter_thread, filter_threads)]
                 pooled[p, f] = -INFINITY if is_max else ZERO
                 if split:
                     pooled_negative[p, f] = -INFINITY if is_max else ZERO
@@ -260,8 +261,15 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool, to_half
                     for p in range(n_p):
                         local = spread(p, cell_thread, cell_threads)
                         if u < windows[local] and v < windows[local + block_cells]:
+                            if normed:
+                                cell = min(first_cell + local, n_out - one)
+                                place = cell % n_cells * four
+                                row = int64(cell // n_cells) * map_rows + cells[place] + u
+                                norm = norms[np.uint64(row * map_cols + cells[place + one] + v)]
                             for f in range(n_f):
                                 value = acc[p, f]
+                                if normed:
+                                    value = cuda.fma(value, norm, bias[first_filter + spread(f, filter_thread, filter_threads)])
                                 if split:
                                     negative = rectified(-value, threshold)
                                     old = pooled_negative[p, f]
@@ -272,7 +280,7 @@ def conv_function(tile: Tile, activation: int, pool: int, checked: bool, to_half
                                     value = rectified(abs(value) if absolute else value, threshold)
                                 pooled[p, f] = larger(pooled[p, f], value) if is_max else pooled[p, f] + value
                         for f in range(n_f):
-                            acc[p, f] = bias[first_filter + spread(f, filter_thread, filter_threads)]
+                            acc[p, f] = ZERO if normed else bias[first_filter + spread(f, filter_thread, filter_threads)]
                     v += 1
                     if v == window_cols:
                         v = int64(0)

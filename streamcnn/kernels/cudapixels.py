@@ -1,4 +1,4 @@
-"""Preprocessing on the CUDA device: the sums of the CPU in the same order, in float64 or integers."""
+"""Preprocessing and contrast normalisation on the CUDA device: the sums of the CPU in the same order, in float64 or integers."""
 
 import math
 from functools import cache
@@ -146,3 +146,30 @@ def contrast_boxes(images, height, width, channels, half, epsilon, columns, out)
         variance = squares / count - times(mean, mean)
         deviation = 0.0 if variance < 0.0 else math.sqrt(variance)
         out[i] = np.float32((float64(images[i]) - mean) / (deviation + epsilon))
+
+
+@cuda.jit
+def inverse_deviations(images, height, width, channels, kernel_rows, kernel_cols, stride, padding, map_rows, map_cols, epsilon, norms):
+    """1 / sqrt(variance + epsilon) of every window of a convolution, a thread each: `norms` is (n map_rows map_cols,) float32."""
+    for i in range(np.uint64(cuda.grid(1)), np.uint64(norms.size), np.uint64(cuda.gridsize(1))):
+        place = int64(i)
+        top = place // map_cols % map_rows * stride - padding
+        left = place % map_cols * stride - padding
+        image = place // (map_rows * map_cols) * height
+        first = total = squares = 0.0
+        if top >= 0 and left >= 0:
+            first = float64(images[np.uint64(((image + top) * width + left) * channels)])
+        for y in range(top, top + kernel_rows):
+            for x in range(left, left + kernel_cols):
+                inside = y >= 0 and y < height and x >= 0 and x < width
+                at = ((image + y) * width + x) * channels
+                for channel in range(channels):
+                    value = -first
+                    if inside:
+                        value = float64(images[np.uint64(at + channel)]) - first
+                    total += value
+                    squares += times(value, value)
+        count = float64(kernel_rows * kernel_cols * channels)
+        value = times(count, squares) - times(total, total)
+        value = 0.0 if value < 0.0 else value
+        norms[i] = np.float32(1.0 / math.sqrt(value / times(count, count) + epsilon))

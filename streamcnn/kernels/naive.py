@@ -25,7 +25,7 @@ __all__ = [
 WRITES_HALF = False
 
 
-def conv_scratch(image_shape, filters_shape, out_shape, padding: int) -> int:
+def conv_scratch(image_shape, filters_shape, out_shape, padding: int, patch_norm: float | None = None) -> int:
     """No scratch: the reference allocates what it needs for one image."""
     return 0
 
@@ -36,7 +36,9 @@ def conv_lanes(n: int, n_filters: int) -> int:
 
 
 @np.errstate(invalid="ignore", over="ignore")  # inf - inf is NaN here as everywhere, without a warning
-def conv_layer(images, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, scratch, out) -> None:
+def conv_layer(
+    images, filters, bias, stride, padding, activation, threshold, pool, row_edges, col_edges, scratch, out, patch_norm=None
+) -> None:
     """Convolution, activation and pooling of every image; see the package."""
     n_rows, n_cols = filters.shape[1:3]
     weights, t = filters.astype(np.float64), float(threshold)
@@ -46,7 +48,8 @@ def conv_layer(images, filters, bias, stride, padding, activation, threshold, po
         for y in range(row_edges[-1]):
             for x in range(col_edges[-1]):
                 window = padded[y * stride : y * stride + n_rows, x * stride : x * stride + n_cols]
-                responses[y, x] = (weights * window).sum(axis=(1, 2, 3)) + bias
+                deviation = 1.0 if patch_norm is None else np.sqrt(window.var() + patch_norm)
+                responses[y, x] = (weights * window).sum(axis=(1, 2, 3)) / deviation + bias
         activated = _activate(responses, activation, t)
         for i, (top, bottom) in enumerate(pairwise(row_edges)):
             for j, (left, right) in enumerate(pairwise(col_edges)):
@@ -104,7 +107,7 @@ def smooth(images, window: int, scratch, out) -> None:
                 result[i, j] = x[max(i - half, 0) : i + half + 1, max(j - half, 0) : j + half + 1].mean(axis=(0, 1))
 
 
-def pending_bytes(steps: tuple[str, ...]) -> int:
+def pending_bytes(steps: tuple[str, ...], patch_norm: bool = False) -> int:
     """What float16 conversion and checksums, the compiled kernels beside this reference, will add; see the package."""
     from streamcnn.kernels import checksum, half, jit
 

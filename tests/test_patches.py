@@ -1,0 +1,275 @@
+"""Filters that are whitened windows of the data: the folding, the choice of windows, the network and the fit around them."""
+
+import json
+import tracemalloc
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from conv_cases import make, run
+from sklearn.datasets import load_digits
+
+from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, load_model, network, patches
+from streamcnn.errors import DataError, FilterBankError, ModelError, StoreError
+from streamcnn.images import open_images
+from streamcnn.kernels import cpu, naive
+from streamcnn.network import Network, layer_from_dict, layer_to_dict, resolve_layers
+from streamcnn.patches import draw_patches
+from streamcnn.stages import calibration_rows
+
+RNG = np.random.default_rng(0)
+# neighbours that resemble each other, so that there is something to whiten
+IMAGES = RNG.integers(0, 100, (30, 12, 11, 2)).cumsum(axis=1).astype(np.uint8)
+LAYER = ConvLayer(16, 5, filters="patches", patch_norm=10.0, activation="split", threshold=0.25, pool_grid=(2, 2))
+
+
+def draw(images=IMAGES, n_filters=8, kernel=(4, 3), patch_norm=10.0, whitening=0.1, seed=3, part=7):
+    parts = (images[start : start + part] for start in range(0, len(images), part))
+    return draw_patches(parts, len(images), (n_filters, *kernel, images.shape[3]), patch_norm, whitening, seed)
+
+
+def all_windows(images, kernel):
+    """Every window (n, rows, cols, size), float64."""
+    view = np.lib.stride_tricks.sliding_window_view(images.astype(np.float64), kernel, axis=(1, 2))
+    return view.transpose(0, 1, 2, 4, 5, 3).reshape(*view.shape[:3], -1)
+
+
+@pytest.mark.parametrize("patch_norm", [10.0, None])
+def test_convolution_is_what_whitened_windows_say(patch_norm):
+    """Each filter is one window of the data; with its bias it answers a window p as u . Z (z - mu) does, all written down in float64."""
+    filters, bias, info = draw(patch_norm=patch_norm)
+    if patch_norm is not None:  # brightness is nothing to them
+        assert np.abs(filters.sum(axis=(1, 2, 3))).max() < 1e-12 * np.abs(filters).max()
+    windows = all_windows(IMAGES, (4, 3))
+    z = windows
+    if patch_norm is not None:
+        z = (windows - windows.mean(axis=-1, keepdims=True)) / np.sqrt(windows.var(axis=-1, keepdims=True) + patch_norm)
+    rows = z.reshape(-1, 24)
+    assert info == {"n_windows": len(rows)} and len(rows) == 30 * 9 * 9  # few enough that all are taken
+    mu = rows.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov(rows, rowvar=False, bias=True))
+    zca = vectors @ np.diag(1 / np.sqrt(values + 0.1)) @ vectors.T
+    whitened = (z - mu) @ zca
+    unit = (whitened / np.sqrt((whitened**2).sum(axis=-1, keepdims=True))).reshape(-1, 24)
+    # which window is it? the one whose direction, folded, is the filter
+    folded = unit @ zca
+    if patch_norm is not None:
+        folded = folded - folded.mean(axis=1, keepdims=True)
+    distance = np.abs(folded[:, None] - filters.reshape(8, 24)).max(axis=2)
+    # condition of the covariance and of sums of 24 and 2,430 terms in float64: below 1e-9
+    assert (distance.min(axis=0) < 1e-9 * np.abs(folded).max()).all()
+    chosen = distance.argmin(axis=0)
+    assert len(set(chosen)) == 8
+    expected = whitened[:3] @ unit[chosen].T
+    layer = {"activation": "split", "patch_norm": patch_norm}
+    out = run(naive, IMAGES[:3], filters.astype(np.float32), bias.astype(np.float32), **layer)
+    # filters, bias and result rounded to float32: 24 products of pixels below 256, or of them over their deviation
+    bound = 2.0**-23 * (np.abs(windows[:3]) @ np.abs(filters.reshape(8, 24)).T + np.abs(bias))
+    if patch_norm is not None:
+        bound /= np.minimum(1, np.sqrt(windows[:3].var(axis=-1, keepdims=True) + patch_norm))
+    assert (np.abs(out[..., :8] - out[..., 8:] - expected) <= bound).all()
+    assert np.abs(expected).max() > 1e3 * np.median(bound)
+
+
+def test_little_regularisation_whitens():
+    """With hardly anything added to the eigenvalues the responses to unit directions have the covariance of the directions."""
+    filters, bias, _ = draw(whitening=1e-9, patch_norm=None)
+    responses = all_windows(IMAGES, (4, 3)).reshape(-1, 24) @ filters.reshape(8, 24).T + bias
+    np.testing.assert_allclose(responses.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(responses.var(axis=0), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", [1, 5, 30])
+def test_parts_and_seeds(part, monkeypatch):
+    """How the images arrive changes no bit, of windows drawn at random too; the seed changes the filters."""
+    for n_windows, drawn_from in ((100_000, 30 * 9 * 9), (200, 30 * 7)):
+        monkeypatch.setattr(patches, "N_WINDOWS", n_windows)
+        expected, found, other = draw(), draw(part=part), draw(seed=4)
+        assert expected[2]["n_windows"] == drawn_from
+        for a, b, c in zip(expected[:2], found[:2], other[:2]):
+            assert np.array_equal(a, b) and not np.array_equal(a, c)
+
+
+def test_blocks_of_windows_beyond_the_first_count(monkeypatch):
+    """Sums over many blocks, the last one not full, are those over a single one, to their rounding."""
+    expected = draw(whitening=1.0)
+    monkeypatch.setattr(patches, "_BLOCK", 64)
+    for a, b in zip(expected[:2], draw(whitening=1.0)[:2]):
+        # sums of 2,430 terms in another order
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+
+
+def test_filters_are_different_windows_that_are_not_constant():
+    """As many filters as there are different windows with contrast, and not one more."""
+    images = np.zeros((5, 6, 6, 1), np.uint8)
+    images[:, 2, 3] = 200  # in nine different places of a window of 3 x 3, or in none
+    images[4, 5, 0] = 1  # too faint for a normalisation by 10: variance 8 / 81
+    filters, bias, _ = draw(images, 9, (3, 3))
+    assert np.isfinite(filters).all() and np.isfinite(bias).all()
+    assert len(np.unique(filters.round(9), axis=0)) == 9
+    with pytest.raises(FilterBankError, match=r"n_filters must be at most the 9 different windows of 3 x 3 .* of 80, got 10: choose fewer"):
+        draw(images, 10, (3, 3))
+    # without normalisation any contrast will do
+    assert draw(images, 10, (3, 3), patch_norm=None)[0].shape == (10, 3, 3, 1)
+    with pytest.raises(FilterBankError, match="at most the 10 different"):
+        draw(images, 11, (3, 3), patch_norm=None)
+
+
+def test_every_image_gives_windows_of_other_places(monkeypatch):
+    """Of 30 equal images, one window each, come many different ones."""
+    monkeypatch.setattr(patches, "N_WINDOWS", 30)
+    filters, _, info = draw(np.repeat(IMAGES[:1], 30, axis=0), 15)
+    assert info["n_windows"] == 30 and len(np.unique(filters.round(9), axis=0)) == 15
+
+
+def test_drawing_holds_what_is_declared():
+    """Few wide windows, many filters and large square matrices: the peak of Python's and numpy's allocations is within `patch_bytes`."""
+    images = RNG.integers(0, 256, (40, 20, 20, 8)).astype(np.float32)
+    for n_filters, kernel in ((2000, (3, 3)), (5, (8, 8)), (3, (1, 1))):
+        tracemalloc.start()
+        draw(images, n_filters, kernel)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        # and what hashes of windows, objects and views take
+        assert peak <= patches.patch_bytes((n_filters, *kernel, 8)) + (1 << 20)
+
+
+# --- the network -----------------------------------------------------------------------------------------------------------------
+
+
+def drawn(layers, images=IMAGES, seed=0, n_threads=2, steps=()):
+    made = Network(resolve_layers(layers, images.shape[1:]), steps)
+    made.draw(images, seed, n_threads, cpu)
+    return made
+
+
+def rows_of(made, images):
+    return made.transform(images, made.allocate(len(images), 2, cpu), cpu).copy()
+
+
+STACKED = [ConvLayer(4, 3, filters="random"), ConvLayer(6, 3, filters="patches", patch_norm=0.01, whitening=0.3)]
+
+
+def test_threads_and_chunks_do_not_reach_the_filters(monkeypatch):
+    """Patches of maps, and what is drawn above them, have the same bits for any number of threads, and the same windows for any chunk."""
+    layers = [*STACKED, ConvLayer(3, 1, filters="random", patch_norm=1.0)]
+
+    def arrays(n_threads):
+        made = drawn(layers, n_threads=n_threads, steps=("standardize",))
+        assert made.info[1]["n_windows"] == 30 * 3 * 2
+        return made.filters + made.biases
+
+    expected = arrays(2)
+    assert [array.any() for array in expected] == [True, True, True, False, True, False]
+    for a, b in zip(expected, arrays(1)):
+        assert np.array_equal(a, b)
+    monkeypatch.setattr(network, "DRAW_CHUNK", 7)
+    # the scale is a mean of sums of other images: the last bits of float64, so perhaps of float32
+    for a, b in zip(expected, arrays(2)):
+        np.testing.assert_allclose(a, b, rtol=2.0**-22, atol=0)
+
+
+def test_mean_response_is_the_gain():
+    """Bias and normalisation included; with more images than `SCALE_IMAGES` over every so many of them."""
+    layer = ConvLayer(8, 3, filters="patches", patch_norm=10.0, gain=2.0, activation="abs", pool_grid=(1, 1))
+    assert rows_of(drawn([layer]), IMAGES).mean() == pytest.approx(2, rel=1e-5)
+    many = np.resize(IMAGES, (600, 12, 11, 2))
+    assert rows_of(drawn([layer], many), many[::3]).mean() == pytest.approx(2, rel=1e-5)
+
+
+def test_bias_is_saved_for_patches_alone():
+    """A network with patches is rebuilt from JSON and arrays; a missing, a wrong and a superfluous bias are refused."""
+    layers = [STACKED[0], STACKED[1]]
+    made = drawn(layers)
+    arrays, description = made.to_arrays(), json.loads(json.dumps(made.describe()))
+    assert list(arrays) == ["filters_1", "filters_2", "bias_2"]
+    again = Network.from_arrays(description, arrays)
+    assert np.array_equal(rows_of(again, IMAGES), rows_of(made, IMAGES))
+    without = {name: array for name, array in arrays.items() if name != "bias_2"}
+    for wrong in (without, arrays | {"bias_2": arrays["bias_2"][:-1]}, arrays | {"bias_1": np.zeros(4, np.float32)}):
+        with pytest.raises(DataError, match="train it again"):
+            Network.from_arrays(description, wrong)
+
+
+def test_whitening_is_described_for_patches_alone():
+    """Layers without patches have the JSON, and so the digests, that they had before there was `whitening`; JSON without it is read."""
+    plain = layer_to_dict(ConvLayer(4, 3))
+    assert layer_from_dict(plain) == ConvLayer(4, 3)
+    assert list(plain) == [field.name for field in fields(ConvLayer) if field.name != "whitening"]
+    described = layer_to_dict(STACKED[1])
+    assert described["whitening"] == 0.3 and layer_from_dict(json.loads(json.dumps(described))) == STACKED[1]
+
+
+def test_patches_are_drawn_from_more_images():
+    """Up to 4,096 images and 16 MiB for patches, 256 as ever for others."""
+    source = open_images(np.zeros((5000, 8, 8, 1), np.uint8))
+    for layers, expected in (([ConvLayer(4, 3)], 256), ([ConvLayer(4, 3), LAYER], 4096)):
+        made = Network(resolve_layers([layer if layer is not LAYER else STACKED[1] for layer in layers], (8, 8, 1)), ())
+        assert calibration_rows(source, made) == expected
+    large = open_images(np.zeros((5000, 128, 128, 1), np.uint8))
+    assert calibration_rows(large, Network(resolve_layers([LAYER], (128, 128, 1)), ())) == 1024
+
+
+def test_errors_name_the_layer():
+    """Too few windows for the second layer."""
+    layer = ConvLayer(1000, 3, filters="patches", patch_norm=0.01)
+    with pytest.raises(FilterBankError, match="layer 2: n_filters must be at most the"):
+        drawn([STACKED[0], layer])
+
+
+# --- the fit ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Images of 8 x 8 bytes and their labels."""
+    images, labels = load_digits(return_X_y=True)
+    return (images.reshape(-1, 8, 8) * 15).astype(np.uint8), labels
+
+
+def test_fit_with_patches_is_kept_resumed_and_saved(digits, tmp_path):
+    """A fit into a store recognises digits, resumes to the same model, refuses other patches, and predicts the same from its file."""
+    images, labels = digits
+    options = {"layers": (LAYER,), "random_state": 0, "store": tmp_path / "store", "kernel": "linear", "C": 1.0}
+    first = StreamCNNClassifier(**options).fit(images[:1000], labels[:1000])
+    assert first.score(images[1000:], labels[1000:]) > 0.93
+    again = StreamCNNClassifier(**options).fit(images[:1000], labels[:1000], resume=True)
+    expected = first.decision_function(images[1000:])
+    assert np.array_equal(again.decision_function(images[1000:]), expected)
+    first.save(tmp_path / "m.h5")
+    assert load_model(tmp_path / "m.h5").network.biases[0].any()
+    loaded = np.concatenate([d for _, d in load_model(tmp_path / "m.h5").decisions(open_images(images[1000:]), device="cpu")])
+    assert np.array_equal(loaded, expected)
+    other = ConvLayer(**{**layer_to_dict(LAYER), "whitening": 0.2})
+    with pytest.raises(StoreError, match="was made with layers="):
+        StreamCNNClassifier(**(options | {"layers": (other,)})).fit(images[:1000], labels[:1000], resume=True)
+    model = load_model(tmp_path / "m.h5")
+    model.network.biases[0][3] = np.nan
+    model.save(tmp_path / "bad.h5")
+    with pytest.raises(ModelError, match="no finite numbers"):
+        load_model(tmp_path / "bad.h5")
+
+
+def test_limits_change_no_bit(digits):
+    """Features under a small limit, one image after the other, on one thread, are those without."""
+    images, _ = digits
+    features = [ConvFeatures([LAYER], memory_limit=limit, n_jobs=n, random_state=0) for limit, n in (("4GiB", 2), ("1GiB", 1))]
+    first, second = (f.fit(images[:700]).transform(images[700:800]) for f in features)
+    assert first.any() and np.array_equal(first, second)
+
+
+def test_naive_and_cpu_have_the_same_features(digits):
+    """The reference with the filters of the CPU: within float32 rounding of responses of order one, then pooled."""
+    images, _ = digits
+    made = drawn([LAYER], images[:64, :, :, None])
+    few = images[:4, :, :, None]
+    slow = made.transform(few, made.allocate(4, 2, naive), naive)
+    np.testing.assert_allclose(rows_of(made, few), slow, rtol=0, atol=1e-5)
+
+
+def test_contrast_normalisation_serves_random_filters():
+    """Random filters with `patch_norm` answer an image of half the contrast, and another brightness, hardly any differently."""
+    images = make(20, (12, 12, 1), 1, (1, 1))[0]
+    made = drawn([ConvLayer(5, 5, filters="random", patch_norm=1e-3, pool_grid=(2, 2))], images)
+    # the filters have sum zero
+    np.testing.assert_allclose(rows_of(made, images), rows_of(made, images // 2 + 60), rtol=0, atol=0.05)
