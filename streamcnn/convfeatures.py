@@ -59,7 +59,7 @@ class ConvFeatures(ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixin
     layers : sequence of ConvLayer or None
         None for the preset's.
     preset : "fast", "faces" or "lee2017"
-    preprocess, feature_dtype, memory_limit, device, image_shape, n_jobs, random_state
+    preprocess, mirror, feature_dtype, memory_limit, device, image_shape, n_jobs, random_state
         As in `StreamCNNClassifier`. The result of `transform` counts: what does not fit is refused before anything is computed.
 
     Attributes
@@ -83,6 +83,7 @@ class ConvFeatures(ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         layers=None,
         preset="fast",
         preprocess=None,
+        mirror=None,
         feature_dtype="float16",
         memory_limit=None,
         device="auto",
@@ -93,6 +94,7 @@ class ConvFeatures(ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         self.layers = layers
         self.preset = preset
         self.preprocess = preprocess
+        self.mirror = mirror
         self.feature_dtype = feature_dtype
         self.memory_limit = memory_limit
         self.device = device
@@ -113,11 +115,12 @@ class ConvFeatures(ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixin
             seed=resolve_seed(self.random_state),
             layers=self.layers,
             preprocess=self.preprocess,
+            mirror=self.mirror,
             feature_dtype=self.feature_dtype,
             device=self.device,
         )
         source = self._open(X, None, reset=True)
-        network = Network(resolve_layers(settings.layers, source.image_shape), settings.preprocess)
+        network = Network(resolve_layers(settings.layers, source.image_shape), settings.preprocess, mirror=settings.mirror)
         limit, kernels = resolve_limit(self.memory_limit), get_kernels(settings.device)
         plan = plan_drawing(source, network, settings.n_jobs, limit, kernels)
         with MemoryMonitor(limit) as monitor, monitor.stage("filters", plan.peak_bytes):

@@ -56,6 +56,9 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
     layers : sequence of ConvLayer or None
     preprocess : str, sequence of str or None
         `"standardize"`, `"log"`, `"smooth"`, `"local_contrast"`, applied to each image in that order.
+    mirror : bool or None
+        Whether an image and its mirror image are to be the same, as a cat's are and a letter's are not; convolves twice. See
+        `streamcnn.network.Network`. None for the preset's.
     n_components : int, "auto" or None
         Width after PCA; None leaves PCA away.
     pca_solver : "auto", "covariance", "randomized" or "incremental"
@@ -120,6 +123,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         preset="fast",
         layers=None,
         preprocess=None,
+        mirror=None,
         n_components="auto",
         pca_solver="auto",
         kernel="auto",
@@ -141,6 +145,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         self.preset = preset
         self.layers = layers
         self.preprocess = preprocess
+        self.mirror = mirror
         self.n_components = n_components
         self.pca_solver = pca_solver
         self.kernel = kernel
@@ -160,8 +165,8 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         self.verbose = verbose
 
     def _settings(self, resume: bool = False) -> Settings:
-        names = ("layers", "preprocess", "n_components", "pca_solver", "kernel", "C", "gamma", "class_weight", "n_landmarks", "probability")
-        values = {name: getattr(self, name) for name in (*names, "feature_dtype", "keep_features", "device")}
+        names = ("layers", "preprocess", "mirror", "n_components", "pca_solver", "kernel", "C", "gamma", "class_weight", "n_landmarks")
+        values = {name: getattr(self, name) for name in (*names, "probability", "feature_dtype", "keep_features", "device")}
         seed = self._seed_of_store() if resume and self.random_state is None else None
         seed = resolve_seed(self.random_state) if seed is None else seed
         return resolve_settings(self.preset, n_jobs=resolve_n_jobs(self.n_jobs), seed=seed, **values)

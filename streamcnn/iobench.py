@@ -144,7 +144,7 @@ def main(path: str, limit: str, n_threads: str) -> None:
     with open_images(path) as source:
         settings, folder = _settings(int(n_threads)), Path(path).parent
         plan = make_plan(source, settings, parse_bytes(limit), folder)
-        network = Network(plan.geometry, settings.preprocess)
+        network = Network(plan.geometry, settings.preprocess, mirror=settings.mirror)
         draw_filters(network, source, settings, get_kernels("cpu"))
         start = time.perf_counter()
         extract(source, plan, int(n_threads), folder, network)
@@ -159,7 +159,7 @@ def _works(source: ImageSource, images: np.ndarray, n_threads: int, folder: Path
     rows = np.zeros((len(images), n_features), settings.feature_dtype)
     rows.fill(0)  # resident before the plan is made
     plan = make_plan(source, settings, parse_bytes(LIMITS["unlimited"]), folder)
-    network = Network(plan.geometry, settings.preprocess)
+    network = Network(plan.geometry, settings.preprocess, mirror=settings.mirror)
     draw_filters(network, source, settings, kernels)
     chunk, size = plan.chunk_size, shard_rows(n_features, rows.itemsize)
 

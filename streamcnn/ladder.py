@@ -148,7 +148,7 @@ def svm_bytes(
     }
     k1 = k + 1
     if k > WIDE:
-        return claims | deciding | wide_bytes(k, n_planes, itemsize)
+        return claims | deciding | wide_bytes(k, n_planes, itemsize, n_jobs)
     group = group_size(k, n_planes)
     lanes, together = n_lanes(k, group, n_jobs), pass_rows(k)
     solving = {

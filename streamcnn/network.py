@@ -224,6 +224,11 @@ class Network:
         As applied, scale and gain included.
     biases : list of ndarray of shape (n_filters,), float32
         Likewise; zeros but for patches.
+    mirror : bool
+        Rows are the mean of those of an image and of its mirror image, left and right swapped: so the two are the same to whatever
+        reads the rows. With a bank that holds each filter's mirror image, a linear SVM on such rows is the one that training on all
+        images and their mirror images gives (its objective is convex and has the symmetry, so its minimum has it), for rows half as
+        many.
     """
 
     def __init__(
@@ -232,8 +237,9 @@ class Network:
         steps: tuple[str, ...],
         filters: list[np.ndarray] | None = None,
         biases: list[np.ndarray] | None = None,
+        mirror: bool = False,
     ):
-        self.geometry, self.steps = geometry, steps
+        self.geometry, self.steps, self.mirror = geometry, steps, mirror
         self.filters, self.biases = filters or [], biases or []
         self.info: list[dict[str, Any]] = []
 
@@ -252,6 +258,9 @@ class Network:
             shapes["preprocessed images"] = (chunk_size, *self.image_shape)
         for number in range(1, len(self.geometry) + 1):
             shapes[f"layer {number} output"] = self._output_shape(number, chunk_size, kernels)
+        if self.mirror:
+            shapes["mirror images"] = (chunk_size, *self.image_shape)
+            shapes["rows of mirror images"] = shapes[f"layer {len(self.geometry)} output"]
         scratch = [
             kernels.conv_scratch(g.in_shape, g.filters_shape, g.out_shape, g.layer.padding, g.layer.patch_norm) for g in self.geometry
         ]
@@ -386,11 +395,19 @@ class Network:
         """Feature rows (n, n_features) float32 of images (n, height, width, channels): a view of a buffer, valid until the next call."""
         last = buffers[f"layer {len(self.geometry)} output"][: len(images)]
         self._convolve(images, buffers, kernels, last)
+        if self.mirror:
+            # bytes of a buffer of float32: pixels of either kind fit
+            mirrored = buffers["mirror images"].view(images.dtype).reshape(-1)[: images.size].reshape(images.shape)
+            np.copyto(mirrored, images[:, :, ::-1])
+            other = buffers["rows of mirror images"][: len(images)]
+            self._convolve(mirrored, buffers, kernels, other)
+            last += other
+            last *= np.float32(0.5)
         return last.reshape(len(images), -1)
 
     def transform_rounded(self, images: np.ndarray, buffers: dict[str, np.ndarray], kernels, out: np.ndarray) -> None:
         """Write feature rows to `out` (n, n_features), float16 or float32, as `round_features` does; same errors."""
-        if out.dtype == np.float16 and kernels.WRITES_HALF:
+        if out.dtype == np.float16 and kernels.WRITES_HALF and not self.mirror:
             _check_range(self._convolve(images, buffers, kernels, out.reshape(-1, *self.geometry[-1].out_shape)), out.dtype)
         else:
             round_features(self.transform(images, buffers, kernels), out)
@@ -420,7 +437,8 @@ class Network:
     def describe(self) -> dict[str, Any]:
         """Parameters that rebuild the network together with its arrays (JSON)."""
         layers = [layer_to_dict(g.layer) for g in self.geometry]
-        return {"image_shape": list(self.image_shape), "steps": list(self.steps), "layers": layers, "info": self.info}
+        mirror = {"mirror": True} if self.mirror else {}
+        return {"image_shape": list(self.image_shape), "steps": list(self.steps), "layers": layers, "info": self.info} | mirror
 
     @classmethod
     def from_arrays(cls, description: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Network":
@@ -435,7 +453,7 @@ class Network:
             shape, layers = tuple(description["image_shape"]), [layer_from_dict(values) for values in description["layers"]]
             _check_sizes(shape, layers)
             geometry = resolve_layers(layers, shape)
-            network = cls(geometry, preprocess.resolve_preprocess(description["steps"]))
+            network = cls(geometry, preprocess.resolve_preprocess(description["steps"]), mirror=description.get("mirror", False) is True)
             network.filters = [arrays[f"filters_{number}"] for number in range(1, len(geometry) + 1)]
             network.biases = [np.zeros(g.layer.n_filters, np.float32) for g in geometry]
             for number in network._biased():

@@ -40,7 +40,7 @@ logger = logging.getLogger("streamcnn")
 # raise one when the code of that stage changes what it computes
 STAGE_VERSIONS = {"filters": 1, "extract": 1, "pca": 1, "project": 1, "svm": 3}
 SVM = ("C", "gamma", "class_weight", "n_landmarks", "probability")
-EXTRACTION = ("layers", "preprocess", "seed", "device", "feature_dtype")
+EXTRACTION = ("layers", "preprocess", "mirror", "seed", "device", "feature_dtype")
 
 
 @dataclass
@@ -68,7 +68,15 @@ def stage_digests(fingerprint: str, settings: Settings, plan: Plan) -> dict[str,
     s, versions = settings.describe(), library_versions()
     digests, before = {}, fingerprint
     depends = {
-        "filters": [s["layers"], s["preprocess"], s["seed"], s["device"], versions["numpy"], versions["numba"]],
+        "filters": [
+            s["layers"],
+            s["preprocess"],
+            s["seed"],
+            s["device"],
+            versions["numpy"],
+            versions["numba"],
+            *(["mirror"] if settings.mirror else []),
+        ],
         "extract": [s["feature_dtype"]],
         "pca": [plan.pca_solver, plan.n_components, s["n_jobs"], versions["scipy"], versions["scikit-learn"]],
         "project": [],
@@ -86,9 +94,9 @@ def check_resume(store: FeatureStore, settings: Settings, fingerprint: str) -> N
     now = json.loads(json.dumps(settings.describe()))
     before = store.config.get("parameters", now)
     for name in EXTRACTION:
-        if before.get(name) != now[name]:
+        if before.get(name) != now.get(name):
             raise StoreError(
-                f"{store.path} was made with {name}={before.get(name)!r}, not {now[name]!r}: resume with the same, or fit afresh"
+                f"{store.path} was made with {name}={before.get(name)!r}, not {now.get(name)!r}: resume with the same, or fit afresh"
             )
 
 
@@ -182,7 +190,7 @@ class Run:
         self.progress.say(f"{name:<8}: finished before with the same data and parameters, reused")
 
     def _filters(self) -> Network:
-        network = Network(self.plan.geometry, self.settings.preprocess)
+        network = Network(self.plan.geometry, self.settings.preprocess, mirror=self.settings.mirror)
         if (arrays := self._reuse("filters")) is not None:
             entry = self.store.finished("filters", self.digests["filters"])
             assert entry is not None

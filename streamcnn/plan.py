@@ -144,7 +144,7 @@ def make_plan(source: ImageSource, settings: Settings, limit: int, store: Path |
     """The plan for an opened source, and for evaluating on `test` afterwards; see `plan`."""
     n_classes = check_labels(source)
     geometry = resolve_layers(settings.layers, source.image_shape)
-    network, kernels = Network(geometry, settings.preprocess), get_kernels(settings.device)
+    network, kernels = Network(geometry, settings.preprocess, mirror=settings.mirror), get_kernels(settings.device)
     n, d = source.n_samples, network.n_features
     k = resolve_components(settings.n_components, n, d)
     kernel = resolve_kernel(settings.kernel, n, n_classes)

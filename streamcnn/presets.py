@@ -39,6 +39,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "C": 0.3,
         "gamma": "auto",
     },
+    # Coates & Ng 2011 (Encoding Versus Training): whitened patches, both signs above a threshold, quadrants; the sizes are what
+    # 2 GiB allow. README: what each choice gives.
+    "patches": {
+        "layers": (
+            ConvLayer(
+                *(1600, "auto"), filters="patches", patch_norm=100.0, whitening=1.0, activation="split", threshold=0.5, pool_grid=(2, 2)
+            ),
+        ),
+        "preprocess": (),
+        "mirror": True,
+        "n_components": None,
+        "pca_solver": "auto",
+        "kernel": "linear",
+        "C": 100.0,
+        "gamma": "auto",
+    },
     # Lee & Lee 2017, section 4. The paper gives two convolution and sub-sampling layers, filters of at most 10 % similarity,
     # PCA and a non-linear SVM; sizes, preprocessing and SVM parameters it leaves open are chosen as the README explains.
     "lee2017": {
@@ -72,6 +88,7 @@ class Settings:
     n_landmarks: int = LANDMARKS
     probability: bool = False
     feature_dtype: str = "float16"
+    mirror: bool = False
     keep_features: Any = "auto"
     device: str = "auto"
     n_jobs: int = 1
@@ -80,6 +97,8 @@ class Settings:
     def describe(self) -> dict[str, Any]:
         """As JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
+        if not self.mirror:  # digests and stores are older than it is
+            del values["mirror"]
         return values | {"layers": [layer_to_dict(layer) for layer in self.layers]}
 
 
@@ -116,6 +135,8 @@ def resolve_settings(preset: str = "fast", n_jobs: int = 1, seed: int = 0, **ove
     for name, allowed in (("pca_solver", PCA_SOLVERS), ("kernel", KERNELS), ("device", DEVICES), ("feature_dtype", FEATURE_DTYPES)):
         if name in values and values[name] not in allowed:
             raise ParameterError(f"{name} must be one of {', '.join(allowed)}, got {values[name]!r}")
+    if values.get("mirror", False) not in (True, False):
+        raise ParameterError(f"mirror must be True, False or None (the preset's), got {values['mirror']!r}")
     if values.get("keep_features", "auto") not in (True, False, "auto"):
         raise ParameterError(f'keep_features must be True, False or "auto", got {values["keep_features"]!r}')
     values["C"] = _number("C", values["C"], ("auto",))

@@ -6,7 +6,9 @@ in the rows' own precision, and the Cholesky factor of 1 + 2 C a S (a: the share
 every plane as the second derivative that quasi-Newton steps start from. A pass then takes products with points and directions only,
 and the factor only decides how many passes there are, never where they end.
 
-S and its factor share one square array, a triangle each.
+S and its factor share one square array, a triangle each. All products are of one thread each, S in tiles on several: bits follow from no
+number of threads, and where other processes use the cores too, two threads of BLAS took ten times as long as one for the thin
+products of a pass, waiting for each other.
 """
 
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
-from scipy.linalg import get_blas_funcs, get_lapack_funcs
+from scipy.linalg import get_lapack_funcs
 
 from streamcnn.checkpoint import Checkpoint
 from streamcnn.newton import LinearProblem, LinearSolution, solve
@@ -29,17 +31,18 @@ WIDE = 2048
 _ROWS = 512
 # share of rows active at the end; features of CIFAR-10
 _ACTIVE = 0.3
-# columns of the triangle copied at a time
-_STRIP = 256
+# side of the tiles in which S is summed and its triangle copied
+_TILE = 1024
 
 
-def wide_bytes(n_features: int, n_planes: int, itemsize: int) -> dict[str, int]:
+def wide_bytes(n_features: int, n_planes: int, itemsize: int, n_jobs: int) -> dict[str, int]:
     """Bytes of each buffer of `WideSolver`."""
     k1 = n_features + 1
     return {
         "row block": _ROWS * n_features * itemsize,
         "scaled block": _ROWS * k1 * itemsize,
         "products of features": k1 * k1 * itemsize,
+        "tiles of products": n_jobs * _TILE * _TILE * itemsize,
         # decisions, targets, margins and their products with weights
         "margins": 10 * n_planes * _ROWS * itemsize,
         "planes": 8 * n_planes * k1 * (2 * HISTORY + len(STEPS) + 16),
@@ -89,7 +92,7 @@ class WideSolver:
             `start_gradient` is not used here and is zero.
         """
         checkpoint = checkpoint or Checkpoint()
-        with limit_blas(self.problem.n_jobs):
+        with limit_blas(1):
             found = checkpoint.step(partial(self._solve, C, tol, max_iter, start, checkpoint))
         return LinearSolution(**found, start_gradient=np.zeros(len(found["weights"])))
 
@@ -135,17 +138,29 @@ class WideSolver:
 
     def _sum_products(self) -> np.ndarray:
         """S (D, D) on and below the diagonal, in Fortran order."""
-        k1 = self._scaled.shape[1]
+        k1, n_jobs = self._scaled.shape[1], self.problem.n_jobs
         total = np.zeros((k1, k1), self.problem.dtype, order="F")
-        (syrk,) = get_blas_funcs(["syrk"], [total])
+        strips = _strips(k1)
+        room = [np.empty((_TILE, _TILE), self.problem.dtype) for _ in range(n_jobs)]
+        with ThreadPoolExecutor(n_jobs) as pool:
 
-        def add(z: np.ndarray, start: int, n_valid: int) -> None:
-            weights = self.problem.weights_of(start, start + n_valid)
-            if weights is not None:
-                z[:n_valid] *= np.sqrt(weights)[:, None].astype(z.dtype)
-            syrk(1, z.T, beta=1, c=total, lower=True, overwrite_c=True)
+            def add_tile(z: np.ndarray, rows: slice, cols: slice) -> None:
+                product = room.pop()
+                # transposed, as the sums lie column by column
+                part = product[: cols.stop - cols.start, : rows.stop - rows.start]
+                np.matmul(z[:, cols].T, z[:, rows], out=part)
+                total.T[cols, rows] += part
+                room.append(product)
 
-        self._each_block(add)
+            def add(z: np.ndarray, start: int, n_valid: int) -> None:
+                weights = self.problem.weights_of(start, start + n_valid)
+                if weights is not None:
+                    z[:n_valid] *= np.sqrt(weights)[:, None].astype(z.dtype)
+                tiles = [pool.submit(add_tile, z, rows, cols) for i, rows in enumerate(strips) for cols in strips[: i + 1]]
+                for tile in tiles:
+                    tile.result()
+
+            self._each_block(add)
         return total
 
     def _factor(self, factor: float) -> Callable[[list[int], np.ndarray], np.ndarray]:
@@ -158,11 +173,11 @@ class WideSolver:
             self._diagonal = self._products.diagonal().copy()
         a = self._products
         potrf, potrs = get_lapack_funcs(["potrf", "potrs"], [a])
-        places, lift = np.arange(len(a)), 1.0
+        places, strips, lift = np.arange(len(a)), _strips(len(a)), 1.0
         while True:
-            for first in range(0, len(a), _STRIP):
-                strip = slice(first, min(first + _STRIP, len(a)))
-                np.multiply(a[strip, :first].T, factor, out=a[:first, strip])
+            for i, strip in enumerate(strips):
+                for other in strips[:i]:
+                    np.multiply(a[strip, other].T, factor, out=a[other, strip])
                 below = np.tril(a[strip, strip], -1)
                 a[strip, strip] = below + factor * below.T
             a[places, places] = factor * self._diagonal + lift
@@ -175,3 +190,7 @@ class WideSolver:
             return potrs(a, rows.T.astype(a.dtype), lower=False, overwrite_b=True)[0].T.astype(np.float64)
 
         return solve
+
+
+def _strips(size: int) -> list[slice]:
+    return [slice(first, min(first + _TILE, size)) for first in range(0, size, _TILE)]
