@@ -194,11 +194,12 @@ def test_bits_are_those_of_the_promised_order(activation, pool, size):
     assert np.array_equal(out, expected)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize(("dtype", "offset"), [(np.uint8, 0), (np.float32, 0), (np.float32, 1e7)])
 @pytest.mark.parametrize("n", [1, 17])
-def test_bits_of_normed_windows_are_those_of_the_promised_order(n, dtype):
+def test_bits_of_normed_windows_are_those_of_the_promised_order(n, dtype, offset):
     """Sums of differences to the first pixel in float64, tap by tap, one factor in float32, then one fused multiply-add with the bias."""
     images, filters, bias = make(n, (6, 5, 2), 3, (3, 4), dtype)
+    images += dtype(offset)
     out = run(cpu, images, filters, bias, activation="split", patch_norm=7.5)
     sums = run(cpu, images, filters, 0 * bias, activation="split")
     sums = sums[..., :3] - sums[..., 3:]  # one of the two is zero
@@ -217,9 +218,10 @@ def test_bits_of_normed_windows_are_those_of_the_promised_order(n, dtype):
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_constant_windows_have_no_variance_at_all(dtype):
     """Where all pixels are equal the deviation is the root of `patch_norm`, exactly, however large they are."""
-    values = np.array([0, 1, 255] if dtype == np.uint8 else [0.1, -1e6 - 0.3, 3e30, 16777215], dtype)
-    images = np.repeat(values, 30).reshape(-1, 6, 5, 1)
-    filters = np.zeros((1, 4, 5, 1), np.float32)
+    large = np.random.default_rng(0).uniform(1e6, 1.6e7, 20)
+    values = np.array([0, 1, 255] if dtype == np.uint8 else [0.1, -3e30, *large], dtype)
+    images = np.repeat(values, 110).reshape(-1, 11, 10, 1)
+    filters = np.zeros((1, 9, 10, 1), np.float32)
     filters[0, 1, 1] = 1
     for n in (1, len(values)):  # by filter and by image
         out = run(cpu, images[-n:], filters, np.zeros(1, np.float32), activation="split", patch_norm=2.0**-20)
