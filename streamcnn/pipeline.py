@@ -67,16 +67,9 @@ def stage_digests(fingerprint: str, settings: Settings, plan: Plan) -> dict[str,
     """Digest of each stage; equal digests mean equal results."""
     s, versions = settings.describe(), library_versions()
     digests, before = {}, fingerprint
+    mirror = ["mirror"] if settings.mirror else []  # digests of runs without it are older
     depends = {
-        "filters": [
-            s["layers"],
-            s["preprocess"],
-            s["seed"],
-            s["device"],
-            versions["numpy"],
-            versions["numba"],
-            *(["mirror"] if settings.mirror else []),
-        ],
+        "filters": [s["layers"], s["preprocess"], s["seed"], s["device"], versions["numpy"], versions["numba"], *mirror],
         "extract": [s["feature_dtype"]],
         "pca": [plan.pca_solver, plan.n_components, s["n_jobs"], versions["scipy"], versions["scikit-learn"]],
         "project": [],
