@@ -87,10 +87,9 @@ def check_resume(store: FeatureStore, settings: Settings, fingerprint: str) -> N
     now = json.loads(json.dumps(settings.describe()))
     before = store.config.get("parameters", now)
     for name in EXTRACTION:
-        if before.get(name) != now.get(name):
-            raise StoreError(
-                f"{store.path} was made with {name}={before.get(name)!r}, not {now.get(name)!r}: resume with the same, or fit afresh"
-            )
+        then, wanted = before.get(name, False), now.get(name, False)
+        if then != wanted:
+            raise StoreError(f"{store.path} was made with {name}={then!r}, not {wanted!r}: resume with the same, or fit afresh")
 
 
 class Run:

@@ -62,8 +62,9 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         Whether to hold out a fifth of a sample of 20,000 rows, train without them, fit probabilities on their decisions, and then
         train on all rows: twice the work, for `predict_proba`.
     tol : float
-        Of the linear solver, see `streamcnn.newton.solve`. Nystroem planes, and those of more than 2,048 features, are done when the step left would lower their objective by
-        less than 100 * tol of it: on CIFAR-10 that was within 0.3 % of the minimum and of the same accuracy. libsvm runs with its 1e-3.
+        Of the linear solver, see `streamcnn.newton.solve`. Nystroem planes, and those of more than 2,048 features, are done when the
+        step left would lower their objective by less than 100 * tol of it: on CIFAR-10 that was within 0.3 % of the minimum and of
+        the same accuracy. libsvm runs with its 1e-3.
     max_iter : int
         Passes of the linear solver over the rows at most.
     cache_size : float
