@@ -75,7 +75,7 @@ def test_a_model_keeps_it(tmp_path):
 
 def test_a_wrong_value_is_refused():
     """Anything but True, False and None."""
-    with pytest.raises(ParameterError, match="mirror must be True, False or None .*, got 'yes'"):
+    with pytest.raises(ParameterError, match="mirror must be True, False or None"):
         ConvFeatures(mirror="yes").fit(IMAGES)
 
 

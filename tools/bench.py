@@ -5,13 +5,14 @@ STREAMCNN_DATA=... python tools/bench.py  those and Extended Yale B; with STREAM
 python tools/bench.py conv                only this table, likewise demo, io, yale, faces and large
 python tools/bench.py million             LinearSVC with a million rows (a quarter of an hour), likewise scaling (10 million, 8 GB of disk)
 python tools/bench.py pca                 IncrementalPCA, by its first batches
-STREAMCNN_DATA=... python tools/bench.py svm   and rbf and pipeline: from `cifar10/train` and `cifar10/test` there, a folder for each class
+STREAMCNN_DATA=... python tools/bench.py svm   and rbf, pipeline, patches: from `cifar10/train` and `cifar10/test` there, a folder a class
 """
 
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,27 @@ def faces_table(folder: Path) -> str:
         r = run("reproduce", "lee2017", str(folder), "--preset", preset, "--seeds", "10", "--memory-limit", "1GiB")
         cells = [f"{100 * r['accuracy'][s]:.2f} ± {100 * r['accuracy_std'][s]:.2f}" for s in ("2", "3", "4", "5")]
         lines.append(f"| preset `{preset}` | {' | '.join(cells)} | {r['train_seconds']:.1f} s | {mib(r['peak_rss_bytes'])} |")
+    return "\n".join(lines)
+
+
+def patches_table(train: str, test: str) -> str:
+    """Preset `patches` on CIFAR-10, three seeds, under 2 GiB."""
+    lines = ["| CIFAR-10, limit 2 GiB | test accuracy, % | training | memory | store on disk |", "|---" * 5 + "|"]
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(3):
+            model, store = str(Path(folder) / "m.h5"), str(Path(folder) / f"store{seed}")
+            where = ("--model", model, "--store", store, "--test", test)
+            r = run("fit", train, *where, "--preset", "patches", "--memory-limit", "2GiB", "--seed", str(seed))
+            shutil.rmtree(store)
+            seconds = {name: took for name, took in r["stage_seconds"].items() if name != "evaluate"}
+            stages = ", ".join(f"{name} {took:.0f}" for name, took in seconds.items())
+            cells = [
+                f"{100 * r['accuracy']:.2f}",
+                f"{sum(seconds.values()):.0f} s ({stages})",
+                mib(r["peak_rss_bytes"]),
+                mib(r["store_bytes"]),
+            ]
+            lines.append(f"| preset `patches`, seed {seed} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -144,6 +166,7 @@ def main(names: list[str]) -> None:
     }
     if folder:
         parts = [str(Path(folder) / "cifar10" / part) for part in ("train", "test")]
+        slow["patches"] = lambda: patches_table(*parts)
         slow["svm"] = lambda: bench_table("svm", svmbench, "--images", *parts, "--rows", "60000", "--repeats", "2")
         slow["rbf"] = lambda: bench_table("rbf", rbfbench, "--images", *parts)
         slow["pipeline"] = lambda: bench_table("pipeline", pipebench, "--images", *parts, "--repeats", "1")
