@@ -38,10 +38,15 @@ def standardized(torch: Any, images: np.ndarray) -> Any:
 
 
 def trainable_layers(torch: Any, shapes: list[tuple[int, ...]], pools: list[int]) -> list[Any]:
-    """Convolution, ReLU and max pooling for each of `shapes`, (n_filters, height, width, channels), with PyTorch's initial weights."""
+    """The layers of preset `lee2017`, to be trained: convolution, responses brought to order one, clipped to -1..1, pooled by their mean.
+
+    What the preset does by a scale, batch normalisation does here. Each of `shapes` is (n_filters, height, width, channels); initial
+    weights are PyTorch's.
+    """
     nn, layers = torch.nn, []
     for (n_filters, height, width, channels), pool in zip(shapes, pools):
-        layers += [nn.Conv2d(channels, n_filters, (height, width)), nn.ReLU(), nn.MaxPool2d(pool)]
+        convolution = nn.Conv2d(channels, n_filters, (height, width), bias=False)  # the normalisation has one
+        layers += [convolution, nn.BatchNorm2d(n_filters), nn.Hardtanh(), nn.AvgPool2d(pool)]
     return layers
 
 
@@ -61,12 +66,13 @@ def frozen_features(torch: Any, pixels: Any, filters: list[np.ndarray], pools: l
 
 
 def neural_network(torch: Any, n_inputs: int, n_classes: int) -> list[Any]:
-    """The fully connected network behind the layers: one hidden layer of ReLU."""
-    return [torch.nn.Linear(n_inputs, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, n_classes)]
+    """The fully connected network behind the layers: one hidden layer of tanh."""
+    return [torch.nn.Linear(n_inputs, HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, n_classes)]
 
 
 def outputs(torch: Any, model: Any, inputs: Any) -> Any:
     """Outputs (n, n_classes) of a model for training images or others, by batches: it takes no more memory than a step of training."""
+    model.eval()
     with torch.no_grad():
         return torch.cat([model(batch) for batch in inputs.split(BATCH_SIZE)])
 
@@ -96,6 +102,7 @@ def train(torch: Any, model: Any, inputs: Any, labels: Any, held_out: Any) -> di
     epoch = 0
     while epoch < MOST_EPOCHS and since < PATIENCE:
         epoch += 1
+        model.train()
         for batch in rows[torch.randperm(len(rows))].split(BATCH_SIZE):
             optimiser.zero_grad()
             cross_entropy(model(inputs[batch]), labels[batch]).backward()

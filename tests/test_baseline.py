@@ -120,7 +120,7 @@ def tiny_problem(seed=0):
     """Three classes of 30 rows around their means, 6 held out: a linear model, inputs, labels, held-out mask."""
     torch.manual_seed(seed)
     labels = torch.arange(30) % 3
-    inputs = torch.randn(30, 5) + 3 * torch.eye(5)[labels]
+    inputs = torch.randn(30, 5) + torch.eye(5)[labels]
     return torch.nn.Linear(5, 3), inputs, labels, torch.arange(30) < 6
 
 
