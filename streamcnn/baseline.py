@@ -140,8 +140,8 @@ def side_by_side(folder: str | Path, settings: Settings, limit: int, n_seeds: in
                 progress.check()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    ours = _merged(runs["streamcnn"], settings.seed)
-    rivals = {name: _merged(runs[name], settings.seed) for name in names}
+    ours = merged(runs["streamcnn"], settings.seed)
+    rivals = {name: merged(runs[name], settings.seed) for name in names}
     same = {key: ours[key] for key in ("n_train", "n_test", "data_bytes", "n_jobs")}
     for name, result in rivals.items():
         result |= same | {"memory_limit_bytes": None, "store_bytes": None, "device": "cpu", "preset": name, "resumed": False, "model": None}
@@ -156,7 +156,7 @@ def side_by_side(folder: str | Path, settings: Settings, limit: int, n_seeds: in
     return ours | {key: rivals.get(name) for name, key in KEYS.items()}, "\n".join(lines)
 
 
-def _merged(runs: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+def merged(runs: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     """One result of runs with the seeds from `seed` on, each a process of its own."""
     result = runs[-1] | combined(runs) | {"seed": seed, "seeds": len(runs)}
     result |= {"seconds": sum(run["seconds"] for run in runs), "peak_rss_bytes": max(run["peak_rss_bytes"] for run in runs)}

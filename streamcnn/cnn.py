@@ -17,7 +17,7 @@ import numpy as np
 
 # What the paper leaves open, chosen by the loss on held-out images of subset 1. README: what was tried.
 HIDDEN = 256
-BATCH_SIZE = 32
+BATCH_SIZE = 16
 LEARNING_RATE = 5e-4
 # epochs without an improvement of the held-out loss, in nats, by more than IMPROVEMENT; beyond that it falls for hundreds of epochs,
 # with every held-out image right all the while
@@ -26,15 +26,12 @@ MOST_EPOCHS = 200
 
 
 def standardized(torch: Any, images: np.ndarray) -> Any:
-    """Images uint8 (n, height, width, channels) as float32 (n, channels, height, width), each of mean 0 and deviation 1.
-
-    Channels last in memory: by batches of 32 a step takes two thirds of what it takes otherwise.
-    """
-    pixels = torch.from_numpy(images).to(torch.float32).permute(0, 3, 1, 2)
+    """Images uint8 (n, height, width, channels) as float32 (n, channels, height, width), each of mean 0 and deviation 1."""
+    pixels = torch.from_numpy(images).to(torch.float32).permute(0, 3, 1, 2).contiguous()
     mean = pixels.mean((1, 2, 3), keepdim=True)
     # one grey level at least: an image of one value has no deviation
     deviation = pixels.std((1, 2, 3), keepdim=True, unbiased=False).clamp_min(1.0)
-    return ((pixels - mean) / deviation).contiguous(memory_format=torch.channels_last)
+    return (pixels - mean) / deviation
 
 
 def trainable_layers(torch: Any, shapes: list[tuple[int, ...]], pools: list[int]) -> list[Any]:
@@ -56,7 +53,7 @@ def frozen_features(torch: Any, pixels: Any, filters: list[np.ndarray], pools: l
     Each filter is (n_filters, height, width, channels) and applied as it is; responses are clipped to -1..1 and pooled by their mean.
     """
     functional, rows = torch.nn.functional, []
-    weights = [torch.from_numpy(bank).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last) for bank in filters]
+    weights = [torch.from_numpy(bank).permute(0, 3, 1, 2) for bank in filters]
     with torch.no_grad():
         for x in pixels.split(BATCH_SIZE):
             for weight, pool in zip(weights, pools):
@@ -97,7 +94,8 @@ def train(torch: Any, model: Any, inputs: Any, labels: Any, held_out: Any) -> di
     start, lowest, since = time.perf_counter(), float("inf"), 0
     best: dict[str, Any] = {}
     cross_entropy, weights = torch.nn.functional.cross_entropy, model.state_dict()
-    optimiser = torch.optim.Adam(model.parameters(), LEARNING_RATE)
+    # fused: 2 ms a step instead of 5. Channels last was no faster (1.8 ms an image and step, batches of 16 to 64 alike)
+    optimiser = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
     rows, (unseen, truth) = torch.nonzero(~held_out)[:, 0], (inputs[held_out], labels[held_out])
     epoch = 0
     while epoch < MOST_EPOCHS and since < PATIENCE:
@@ -159,7 +157,7 @@ def run(data: Path, seeded: Path, system: str, n_threads: int, seed: int) -> dic
             layers = [*trainable_layers(torch, [bank.shape for bank in filters], pools), nn.Flatten()]
         with torch.no_grad():
             n_inputs = nn.Sequential(*layers)(training[:1]).shape[1]
-        model = nn.Sequential(*layers, *neural_network(torch, n_inputs, n_classes)).to(memory_format=torch.channels_last)
+        model = nn.Sequential(*layers, *neural_network(torch, n_inputs, n_classes))
         result = train(torch, model, training, labels, held_out)
         clock.append(time.perf_counter())
         accuracy = {}
