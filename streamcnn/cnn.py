@@ -15,12 +15,18 @@ from typing import Any
 
 import numpy as np
 
-# What the paper leaves open, chosen by the loss on held-out images of subset 1. README: what was tried.
+# What the paper leaves open. Any network recognises the held-out images of subset 1 as they are, with a loss that says little. So the
+# choice was made by them under made-up light: pixels times exp(s (x cos t + y sin t - 1)), x and y from -1 to 1, t at random, s = 1, 2,
+# 3; seed 0, and the last ones also seed 1. Recognised, in percent: ReLU and max pooling 36 / 13 / 8, tanh and mean pooling 95 / 69 / 39,
+# clipping with batch normalisation 98 / 97 / 95. (Of subset 3, printed beside it, 54, 96 and 99 to 100.) Dropout, light varied in
+# training, 128 hidden units and a hidden layer of tanh gained nothing. Learning rates of 1e-3 and 2e-3 stop sooner on some seeds and are
+# up to 4 points worse; 3e-4 takes longer for a loss of 0.019 instead of 0.022 and the same images; batches of 32 are as quick an image,
+# and learn in more epochs.
 HIDDEN = 256
 BATCH_SIZE = 16
 LEARNING_RATE = 5e-4
-# epochs without an improvement of the held-out loss, in nats, by more than IMPROVEMENT; beyond that it falls for hundreds of epochs,
-# with every held-out image right all the while
+# epochs without an improvement of the held-out loss, in nats, by more than IMPROVEMENT. Ten took twice the epochs for a loss of 0.014
+# instead of 0.022, and for no image more
 PATIENCE, IMPROVEMENT = 5, 1e-3
 MOST_EPOCHS = 200
 
@@ -136,10 +142,10 @@ def run(data: Path, seeded: Path, system: str, n_threads: int, seed: int) -> dic
         What `train` gives, `accuracy` (subset -> fraction), `train_seconds` (all since the images are in memory), `stage_seconds`,
         `peak_rss_bytes` of the process and `peak_exact`.
     """
-    torch: Any = importlib.import_module("torch")
-    torch.set_num_threads(n_threads)
-    torch.manual_seed(seed)
     with np.load(data) as arrays, np.load(seeded) as choices:
+        torch: Any = importlib.import_module("torch")
+        torch.set_num_threads(n_threads)
+        torch.manual_seed(seed)
         images, labels = arrays["images_1"], torch.from_numpy(arrays["labels_1"].astype(np.int64))
         held_out, pools = torch.from_numpy(choices["held_out"]), choices["pools"].tolist()
         filters = [choices[f"filters_{number}"] for number in range(1, len(pools) + 1)]
