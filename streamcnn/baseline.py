@@ -7,6 +7,7 @@ machine that gets slower does so for all. Ours is this same command without a ba
 import importlib.util
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -200,7 +201,7 @@ def _child(who: str, seed: int, arguments: list[str]) -> dict[str, Any]:
         When it was interrupted.
     """
     done = subprocess.run([sys.executable, "-P", *arguments], capture_output=True, text=True)
-    if done.returncode == 130:
+    if done.returncode in (130, -signal.SIGINT):  # Ctrl-C reaches every process of a terminal; ours answers with 130
         raise KeyboardInterrupt
     if done.returncode:
         _, own, other = ("\n" + done.stderr.strip()).rpartition("\nstreamcnn: ")

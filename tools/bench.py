@@ -25,6 +25,7 @@ from streamcnn.reproduce import PAPER
 
 # for preset lee2017 on Extended Yale B: little more than the smallest that will do
 SMALL_LIMIT = "480MiB"
+SEEDS = 10
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -58,13 +59,13 @@ def demo_table() -> str:
 def yale_table(folder: Path) -> str:
     """`streamcnn reproduce lee2017` with both baselines, and under a small limit, beside the paper's figures."""
     reproduce = ("reproduce", "lee2017", str(folder), "--memory-limit")
-    r = run(*reproduce, "1GiB", "--seeds", "10", "--baseline", *BASELINES)
+    r = run(*reproduce, "1GiB", "--seeds", str(SEEDS), "--baseline", *BASELINES)
     # a process for each seed: what the first leaves in memory would be too much for the second
-    small = merged([run(*reproduce, SMALL_LIMIT, "--seed", str(seed)) for seed in range(10)], 0)
+    small = merged([run(*reproduce, SMALL_LIMIT, "--seed", str(seed)) for seed in range(SEEDS)], 0)
     systems = {"streamcnn, preset `lee2017`": r, f"streamcnn under {mib(small['memory_limit_bytes'])}": small}
     systems |= {f"{who}, PyTorch": r[KEYS[name]] for name, who in BASELINES.items()}
     subsets = list(r["accuracy"])
-    columns = ["Extended Yale B, 10 seeds", *(f"subset {s}, %" for s in subsets), "learning", "memory"]
+    columns = [f"Extended Yale B, {SEEDS} seeds", *(f"subset {s}, %" for s in subsets), "learning", "memory"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for who, result in systems.items():
         cells = [f"{100 * result['accuracy'][s]:.2f} ± {100 * result['accuracy_std'][s]:.2f}" for s in subsets]
