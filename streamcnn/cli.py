@@ -92,6 +92,13 @@ def build_parser() -> argparse.ArgumentParser:
     reproduce.add_argument("paper", choices=["lee2017"])
     reproduce.add_argument("folder", help="the standard cropped Extended Yale B folder")
     reproduce.add_argument("--seeds", type=int, default=1, metavar="N", help="repeat with N seeds: mean and spread")
+    reproduce.add_argument(
+        "--baseline",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="also train what the paper compares with, in PyTorch: cnn (by back-propagation), frozen (a neural network on our filters)",
+    )
     _common(reproduce, training=True, data=False)
 
     for name, text in (("verify", "check a store or a model against its checksums and hashes"), ("info", "describe a store or a model")):

@@ -313,16 +313,18 @@ def demo(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def reproduce(args: argparse.Namespace) -> dict[str, Any]:
-    """`streamcnn reproduce lee2017 FOLDER`."""
+    """`streamcnn reproduce lee2017 FOLDER`; keys are those of `reproduce.lee2017`, with `--baseline` of `baseline.side_by_side`."""
+    from streamcnn.baseline import side_by_side
     from streamcnn.reproduce import lee2017
 
     args.preset = args.preset or "lee2017"
     limit = resolve_limit(args.memory_limit)
     if args.seeds < 1:
         raise ParameterError(f"--seeds must be at least 1, got {args.seeds}")
-    result, table = lee2017(args.folder, _settings(args), limit, args.seeds)
+    arguments = (args.folder, _settings(args), limit, args.seeds)
+    result, table = side_by_side(*arguments, args.baseline) if args.baseline else lee2017(*arguments)
     _say(table)
-    return _result(**result)
+    return _result(**{"baseline": None, "baseline_frozen": None} | result)
 
 
 def verify(args: argparse.Namespace) -> dict[str, Any]:

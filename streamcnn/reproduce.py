@@ -35,21 +35,14 @@ def lee2017(folder: str | Path, settings: Settings, limit: int, n_seeds: int) ->
         The same beside the paper's figures.
     """
     subsets = {str(number): source for number, source in extended_yale_b(folder).items()}
-    per_seed: list[dict[str, float]] = []
-    seconds: list[float] = []
-    stage_seconds: dict[str, float] = {}
-    planned = 0
+    runs = []
     start = time.perf_counter()
     with MemoryMonitor(limit) as monitor:
         progress = Progress(1, monitor)
         for seed in range(settings.seed, settings.seed + n_seeds):
             seeded = replace(settings, seed=seed)
             model, report = fit_model(subsets["1"], seeded, None, limit, progress, monitor)
-            seconds.append(sum(report.stage_seconds.values()))
-            for name, value in report.stage_seconds.items():
-                stage_seconds[name] = stage_seconds.get(name, 0.0) + value
-            planned = max(planned, report.plan.peak_bytes)
-            accuracy = {}
+            planned, accuracy = report.plan.peak_bytes, {}
             for name in SUBSETS:
                 source = subsets[name]
                 plan = plan_decisions(model, source, settings.n_jobs, limit, settings.device, evaluate_claims(source, len(model.classes_)))
@@ -57,22 +50,21 @@ def lee2017(folder: str | Path, settings: Settings, limit: int, n_seeds: int) ->
                 with monitor.stage("evaluate", plan.peak_bytes), progress.bar("evaluate", source.n_samples) as update:
                     measured = evaluate(model, source, plan.chunk_size, settings.n_jobs, settings.device, update, monitor)
                 accuracy[name] = measured["accuracy"]
-            per_seed.append(accuracy)
-    mean = {name: float(np.mean([a[name] for a in per_seed])) for name in SUBSETS}
-    deviation = {name: float(np.std([a[name] for a in per_seed])) for name in SUBSETS}
-    result = {
-        "accuracy": mean,
-        "accuracy_std": deviation,
-        "accuracy_per_seed": per_seed,
+            runs.append(
+                {
+                    "accuracy": accuracy,
+                    "stage_seconds": report.stage_seconds,
+                    "train_seconds": sum(report.stage_seconds.values()),
+                    "planned_peak_bytes": planned,
+                }
+            )
+    result = combined(runs) | {
         "n_train": subsets["1"].n_samples,
         "n_test": sum(subsets[name].n_samples for name in SUBSETS),
         "seconds": time.perf_counter() - start,
-        "stage_seconds": stage_seconds,
-        "train_seconds": float(np.mean(seconds)),
         "memory_limit_bytes": limit,
         "peak_rss_bytes": monitor.peak_bytes,
         "peak_exact": monitor.exact,
-        "planned_peak_bytes": planned,
         "data_bytes": sum(subset.nbytes_ for subset in subsets.values()),
         "device": model.header["settings"]["device"],
         "preset": settings.preset,
@@ -81,16 +73,34 @@ def lee2017(folder: str | Path, settings: Settings, limit: int, n_seeds: int) ->
         "n_jobs": settings.n_jobs,
         "resumed": False,
     }
-    return result, _table(result)
+    return result, table({f"streamcnn {settings.preset}": result})
 
 
-def _table(result: dict[str, Any]) -> str:
+def combined(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of runs with several seeds: `accuracy` (mean), `accuracy_std` and `accuracy_per_seed`, `train_seconds` (mean), `stage_seconds` (sum)
+    and `planned_peak_bytes` (maximum, None where nothing is planned)."""
+    values = {name: [run["accuracy"][name] for run in runs] for name in SUBSETS}
+    planned = [run["planned_peak_bytes"] for run in runs]
+    return {
+        "accuracy": {name: float(np.mean(of_subset)) for name, of_subset in values.items()},
+        "accuracy_std": {name: float(np.std(of_subset)) for name, of_subset in values.items()},
+        "accuracy_per_seed": [run["accuracy"] for run in runs],
+        "train_seconds": float(np.mean([run["train_seconds"] for run in runs])),
+        "stage_seconds": {stage: sum(run["stage_seconds"][stage] for run in runs) for stage in runs[0]["stage_seconds"]},
+        "planned_peak_bytes": None if None in planned else max(planned),
+    }
+
+
+def table(systems: dict[str, dict[str, Any]]) -> str:
+    """Results by the name of the system, beside the paper's figures."""
+    results = {f"{who}, {r['seeds']} seed{'s' * (r['seeds'] > 1)}": r for who, r in systems.items()}
+    width = max(map(len, [*results, *PAPER]))
     names = " ".join(f"{'subset ' + name:>16}" for name in SUBSETS)
-    lines = [f"{'recognition, %':<28} {names} {'learning':>10} {'memory':>12}"]
-    ours = " ".join(f"{100 * result['accuracy'][name]:9.2f} ± {100 * result['accuracy_std'][name]:4.2f}" for name in SUBSETS)
-    label = f"streamcnn {result['preset']}, {result['seeds']} seed{'s' * (result['seeds'] > 1)}"
-    lines.append(f"{label:<28} {ours} {result['train_seconds']:8.1f} s {format_bytes(result['peak_rss_bytes']):>12}")
+    lines = [f"{'recognition, %':<{width}} {names} {'learning':>10} {'memory':>12}"]
+    for who, r in results.items():
+        shares = " ".join(f"{100 * r['accuracy'][name]:9.2f} ± {100 * r['accuracy_std'][name]:4.2f}" for name in SUBSETS)
+        lines.append(f"{who:<{width}} {shares} {r['train_seconds']:8.1f} s {format_bytes(r['peak_rss_bytes']):>12}")
     for who, (accuracy, seconds, kilobytes) in PAPER.items():
         theirs = " ".join(f"{accuracy[name]:>16.2f}" if name in accuracy else f"{'-':>16}" for name in SUBSETS)
-        lines.append(f"{who:<28} {theirs} {seconds:>8,} s {format_bytes(1024 * kilobytes):>12}")
+        lines.append(f"{who:<{width}} {theirs} {seconds:>8,} s {format_bytes(1024 * kilobytes):>12}")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ variations datasets preprocess filters patches network arrays manifest shards sh
 rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
 quasinewton wide nystroem selection ladder calibration svmsaved svm
 presets planning stages plan features progress pipeline model adding evaluate convfeatures estimators demo reproduce
-warmup timing gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench commands cli __init__ __main__
+warmup timing cnn baseline gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench commands cli __init__ __main__
 """.split()
 
 
