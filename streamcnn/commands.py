@@ -1,6 +1,7 @@
 """What each command of the command line does; each returns its JSON object."""
 
 import argparse
+import contextlib
 import csv
 import json
 import re
@@ -23,6 +24,7 @@ from streamcnn.plan import make_plan
 from streamcnn.planning import MemoryPlan, StagePlan, added
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
+from streamcnn.runrecord import record_evaluation
 from streamcnn.stages import evaluate_claims
 from streamcnn.store import KINDS, FeatureStore, delete_store, way_out
 from streamcnn.system import resident_bytes
@@ -149,6 +151,10 @@ def _fit(
         measured = _evaluate(
             model, test, settings.n_jobs, settings.device, report.plan.chunk_size, planned, progress, report.stage_seconds, monitor
         )
+        if store is not None:
+            with contextlib.suppress(OSError):  # a picture less in a report must not hide the result
+                spent = report.stage_seconds["evaluate"]
+                record_evaluation(store, model.header["digest"], str(test.path), measured, spent, monitor)
     result = _result(
         **measured,
         n_train=source.n_samples,

@@ -24,6 +24,7 @@ from streamcnn.planning import MemoryPlan
 from streamcnn.presets import Settings
 from streamcnn.progress import Progress, interruptible
 from streamcnn.rows import recut
+from streamcnn.runrecord import record_run
 from streamcnn.stages import PREDICT_BLOCK
 from streamcnn.store import FeatureStore
 from streamcnn.svm import StreamingSVC, to_codes
@@ -259,6 +260,7 @@ def fit_model(
     store = FeatureStore.create(path, durable=not temporary) if fresh else FeatureStore(path)
     if not fresh:
         store.lock()
+    run, done = None, False
     try:
         with interruptible():
             run = Run(source, settings, store, plan, progress, monitor, resume and not fresh, verify_data)
@@ -278,6 +280,7 @@ def fit_model(
                 with monitor.stage("save", plan.planned("save")):
                     model.save(store.path / "model.h5")
                 run.report.store_bytes = store.nbytes
+        done = True
         return model, run.report
     except BaseException as error:
         nothing = fresh and not existed and not store.entries
@@ -287,9 +290,9 @@ def fit_model(
             raise interrupted("fit", None if temporary or nothing else path) from None
         raise
     finally:
-        if not temporary and store.path.is_dir():  # also of a run that was stopped; a full disk must not hide why
+        if not temporary and run is not None and store.path.is_dir():  # also of a run that was stopped; a full disk must not hide why
             with contextlib.suppress(OSError):
-                monitor.write_csv(store.path / "memory.csv")
+                record_run(store, plan, run.report.stage_seconds, run.digests, source, monitor, done)
         store.close()
         if temporary:
             store.delete()

@@ -133,6 +133,8 @@ class ImageSource:
         Images whose pixels have been read so far.
     n_jobs : int
         Threads that decode image files, 1 until somebody sets it; they change no pixel.
+    opened_with : dict
+        What `open_images` was told besides the data, as JSON; `labels` is True where they were given apart.
     """
 
     kind = "images"
@@ -150,6 +152,7 @@ class ImageSource:
         self.bad_files: list[tuple[str, str]] = []
         self.n_images_read = 0
         self.n_jobs = 1
+        self.opened_with: dict[str, Any] = {}
         self._labels_digest = labels_digest(*labels) if labels is not None else None
         self._reading = ThreadLock()
         tell_child(self)

@@ -7,6 +7,7 @@
     added/00000.h5       rows as the SVM gets them, of images added to a finished fit
     stages/pca.h5        arrays a finished stage has learnt
     checkpoints/pca/     state of a stage that is running, or was interrupted
+    memory.csv, run.json memory and seconds of the last run, stage by stage, beside what was planned: see `runrecord`
     features.h5          written last: one virtual data set over all feature shards, for other programs
 
 A shard is written under a temporary name, closed, flushed, renamed, and only then gets its manifest line; so whatever stops
