@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from streamcnn.errors import FileError, ParameterError
+from streamcnn.errors import FileError, ParameterError, StoreError
+from streamcnn.evaluate import Tested, plan_testing, run_testing
 from streamcnn.evaluate import evaluate as evaluate_model
 from streamcnn.files import check_output_file, replacing, scratch_folder
 from streamcnn.images import ImageSource, open_images
@@ -363,10 +364,50 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _plan_reading(limit: int, claims: dict[str, int] | None = None) -> MemoryPlan:
-    """The plan of checking a store with these claims, or of reading a small model; what is larger is refused when its size is seen."""
-    stage = StagePlan("verify", added({"small files": 16 << 20}, claims or {}))
-    plan = MemoryPlan(limit, {"already in use": resident_bytes()}, 1, [stage])
+def report(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn report STORE`."""
+    from streamcnn.drawing import require_matplotlib
+    from streamcnn.report import build_report, reading_claims
+
+    require_matplotlib()  # before the plan is made, whose first item is what the process holds
+    start = time.perf_counter()
+    path, limit, n_jobs = Path(args.store), resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
+    output = Path(args.output) if args.output else Path(f"{path.resolve()}.html")
+    check_output_file(output, "--output")
+    store, tested = FeatureStore(path), None
+    plan = _plan_reading(limit, reading_claims(store), "report")
+    planned = plan.peak_bytes
+    with MemoryMonitor(limit) as monitor:
+        if args.test is not None:
+            tested, planned_test = _test(args, store, limit, n_jobs, monitor)
+            planned = max(planned, planned_test)
+        with monitor.stage("report", planned):
+            text, pictures, left_out = build_report(store, tested, args.test)
+            with replacing(output) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    for note in left_out:
+        _say(f"left out: {note}")
+    _say(f"{output}: {len(pictures)} pictures, {format_bytes(output.stat().st_size)}")
+    result = {"path": args.store, "output": str(output), "bytes": output.stat().st_size, "pictures": pictures, "left_out": left_out}
+    result |= {name: None if tested is None else tested.measured[name] for name in ("accuracy", "n_test")}
+    return result | {"seconds": time.perf_counter() - start} | _memory(monitor, plan) | {"planned_peak_bytes": planned}
+
+
+def _test(args: argparse.Namespace, store: FeatureStore, limit: int, n_jobs: int, monitor: MemoryMonitor) -> tuple[Tested, int]:
+    """How the store's model does on `--test`, and the planned peak of that."""
+    if not (store.path / "model.h5").is_file():
+        raise StoreError(f"{store.path} holds no finished model for --test: let the fit go on with --resume, or leave --test out")
+    with _open(args, args.test, need_labels=True) as source:
+        model = load_model(store.path / "model.h5", limit)
+        plan = plan_testing(model, source, n_jobs, limit, args.device)
+        with monitor.stage("evaluate", plan.peak_bytes), Progress(1, monitor).bar("evaluate", source.n_samples) as update:
+            return run_testing(model, source, plan.chunk_size, n_jobs, args.device, update, monitor), plan.peak_bytes
+
+
+def _plan_reading(limit: int, claims: dict[str, int] | None = None, stage: str = "verify") -> MemoryPlan:
+    """The plan of reading a store with these claims, or a small model; what is larger is refused when its size is seen."""
+    reading = StagePlan(stage, added({"small files": 16 << 20}, claims or {}))
+    plan = MemoryPlan(limit, {"already in use": resident_bytes()}, 1, [reading])
     plan.check()
     return plan
 

@@ -35,4 +35,9 @@ def axes_of(ax: Any, size: tuple[float, float]) -> Any:
     return plt.subplots(figsize=size, layout="constrained")[1]
 
 
-__all__ = ["AMOUNTS", "COLOURS", "LIMIT_COLOUR", "SIGNED", "axes_of", "require_matplotlib"]
+def printable(text: Any) -> str:
+    """`text` as a picture or a page can show it: names of files may have line feeds, and letters that are no Unicode."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in str(text))
+
+
+__all__ = ["AMOUNTS", "COLOURS", "LIMIT_COLOUR", "SIGNED", "axes_of", "printable", "require_matplotlib"]

@@ -47,7 +47,7 @@ def _is_stage(entry: dict[str, Any]) -> bool:
     if not isinstance(entry.get("digest"), str) or "kind" in entry or "file" in entry:
         return False
     if name.startswith("added"):
-        return type(entry.get("rows")) is int and entry["rows"] > 0 and _is_class_list(entry.get("new_classes"))
+        return type(entry.get("rows")) is int and entry["rows"] > 0 and is_class_list(entry.get("new_classes"))
     return name != "filters" or isinstance(entry.get("network"), dict)
 
 
@@ -117,7 +117,7 @@ def _texts(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
-def _is_class_list(values: Any) -> bool:
+def is_class_list(values: Any) -> bool:
     whole = isinstance(values, list) and all(type(value) is int and abs(value) < 1 << 64 for value in values)
     return (whole or _texts(values)) and len(set(values)) == len(values)
 
@@ -129,10 +129,20 @@ _CONFIG: dict[str, Callable[[Any], bool]] = {
     "source": lambda value: isinstance(value, dict),
     "versions": lambda value: isinstance(value, dict),
     "fingerprint": lambda value: value is None or isinstance(value, str),
-    "classes": _is_class_list,
+    "classes": is_class_list,
     "bad_files": lambda value: isinstance(value, list) and all(_texts(bad) and len(bad) == 2 for bad in value),
 }
 
 _BEFORE_CRC = {"format_version", *_CONFIG}
 
-__all__ = ["KINDS", "MAX_MANIFEST_BYTES", "checked_config", "checked_values", "config_text", "duplicate", "entry_of", "line_of"]
+__all__ = [
+    "KINDS",
+    "MAX_MANIFEST_BYTES",
+    "checked_config",
+    "checked_values",
+    "config_text",
+    "duplicate",
+    "entry_of",
+    "is_class_list",
+    "line_of",
+]

@@ -16,7 +16,7 @@ from typing import Any
 from streamcnn.errors import StoreError
 from streamcnn.files import replacing
 from streamcnn.images import ImageSource
-from streamcnn.manifest import checked_values, config_text
+from streamcnn.manifest import checked_values, config_text, is_class_list
 from streamcnn.memory import MemoryMonitor
 from streamcnn.plan import Plan
 from streamcnn.store import FeatureStore
@@ -89,7 +89,6 @@ def record_run(
         "tightened": monitor.tight,
         "chunk_size": plan.chunk_size,
         "base_claims": plan.base,
-        "n_images": source.n_samples,
         "data_bytes": source.nbytes_,
         "opened_with": source.opened_with,
         "machine": {"Python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()},
@@ -184,19 +183,26 @@ def _follows(rules: dict[str, Callable[[Any], bool]]) -> Callable[[Any], bool]:
 
 _is_stage = _follows(
     {"digest": _maybe(_is_text), "finished": _is_flag, "claims": _is_claims}
-    | {name: _is_amount for name in ("planned_bytes", "passes", "disk_bytes")}
-    | {name: _maybe(_is_amount) for name in ("peak_bytes", "seconds")}
+    | dict.fromkeys(("planned_bytes", "passes", "disk_bytes"), _is_amount)
+    | dict.fromkeys(("peak_bytes", "seconds"), _maybe(_is_amount))
+)
+
+
+_is_measured = _follows(
+    {"digest": _is_text, "data": _is_text, "classes": is_class_list, "confusion": lambda value: isinstance(value, list)}
+    | dict.fromkeys(("accuracy", "n_test", "unknown"), _is_amount)
 )
 
 
 def _is_evaluation(value: Any) -> bool:
-    if not _follows({"digest": _is_text, "data": _maybe(_is_text), "accuracy": _is_amount, "n_test": _is_amount, "unknown": _is_amount})(value):
+    if not _is_measured(value) or not 2 <= len(value["classes"]) <= _MOST_CLASSES:
         return False
-    classes, confusion = value.get("classes"), value.get("confusion")
-    if not isinstance(classes, list) or not 2 <= len(classes) <= _MOST_CLASSES or not isinstance(confusion, list):
-        return False
-    rows = [row for row in confusion if isinstance(row, list) and len(row) == len(classes) and all(type(n) is int and 0 <= n < 1 << 48 for n in row)]
-    return len(rows) == len(confusion) == len(classes) and all(type(name) in (int, str) for name in classes)
+    rows, n = value["confusion"], len(value["classes"])
+    return len(rows) == n and all(isinstance(row, list) and len(row) == n and all(map(_is_count, row)) for row in rows)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 48
 
 
 def _is_opened_with(value: Any) -> bool:
@@ -208,7 +214,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     "finished": _is_flag,
     "peak_exact": _is_flag,
     "tightened": _is_flag,
-    **dict.fromkeys(("limit_bytes", "planned_bytes", "peak_bytes", "chunk_size", "n_images", "data_bytes"), _is_amount),
+    **dict.fromkeys(("limit_bytes", "planned_bytes", "peak_bytes", "chunk_size", "data_bytes"), _is_amount),
     "base_claims": _is_claims,
     "opened_with": _is_opened_with,
     "machine": lambda value: isinstance(value, dict),

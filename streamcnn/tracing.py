@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from streamcnn.drawing import COLOURS, LIMIT_COLOUR, axes_of
+from streamcnn.drawing import COLOURS, LIMIT_COLOUR, axes_of, printable
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 220, 64, 36
 _MIB = 1 << 20
@@ -107,13 +107,15 @@ def plot(monitor: Any, ax=None):
     for stage, first, last in stages_of(trace):
         new = stage not in colours
         colour = colours.setdefault(stage, COLOURS[len(colours) % len(COLOURS)])
-        ax.axvspan(first, last, color=colour, alpha=0.2, linewidth=0, label=stage if new else None)
+        ax.axvspan(first, last, color=colour, alpha=0.2, linewidth=0, label=printable(stage) if new else None)
     ax.plot([seconds for seconds, _, _ in trace], [n / _MIB for _, _, n in trace], color="C0", linewidth=1.2, label="resident")
     ax.axhline(monitor.peak_bytes / _MIB, color="0.5", linestyle=":", linewidth=1, label="peak")
     if monitor.limit:
         ax.axhline(monitor.limit / _MIB, color=LIMIT_COLOUR, linestyle="--", linewidth=1.2, label="limit")
     ax.set(xlabel="seconds", ylabel="resident memory, MiB", ylim=(0, None))
-    ax.legend(loc="lower right", fontsize="small", ncols=2)
+    legend = ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize="small", ncols=4)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # between two dollars the name of a stage would be a formula
     return ax
 
 

@@ -19,7 +19,8 @@ variations datasets preprocess filters network arrays manifest shards shardcheck
 rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
 quasinewton nystroem selection ladder calibration svmsaved svm
 presets planning stages plan features progress runrecord pipeline model adding evaluate convfeatures estimators demo reproduce
-warmup timing gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench displays.base displays.fitted displays.runs displays.results displays recipe report commands cli __init__ __main__
+warmup timing gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench
+displays.base displays.fitted displays.runs displays.results displays recipe page report commands cli __init__ __main__
 """.split()
 
 

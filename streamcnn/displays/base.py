@@ -10,13 +10,21 @@ Store = FeatureStore | str | Path
 
 
 class Display:
-    """What all displays share; `plot` calls `_draw` of each."""
+    """What all displays share; `plot` calls `_draw` of each.
 
-    _size = (6.0, 4.0)
+    Attributes
+    ----------
+    size : (float, float)
+        Width and height of a figure of its own, in inches.
+    ax_, figure_ :
+        Where it was drawn.
+    """
+
+    size = (6.0, 4.0)
 
     def plot(self, ax=None):
         """Draw into `ax`, by default into a new figure, and return self."""
-        self.ax_ = axes_of(ax, self._size)
+        self.ax_ = axes_of(ax, self.size)
         self.figure_ = self.ax_.figure
         self._draw(self.ax_)
         return self

@@ -1,6 +1,5 @@
 """Pictures of what a fit has learnt: filters, their similarities, the variance that PCA captures."""
 
-
 import math
 from typing import Any
 
@@ -77,7 +76,8 @@ class _NetworkDisplay(Display):
         self.filters, self.layer = np.asarray(filters), layer
 
     @classmethod
-    def _of(cls, network: Network, layer: int, ax: Any):
+    def of_network(cls, network: Network, layer: int = 1, ax=None):
+        """Of a network; `layer` counts from 1."""
         if not 1 <= layer <= len(network.filters):
             raise ParameterError(f"layer must be from 1 to {len(network.filters)}, the number of layers, got {layer!r}")
         return cls(network.filters[layer - 1], layer, **cls._rule(network.geometry[layer - 1].layer)).plot(ax)
@@ -90,17 +90,17 @@ class _NetworkDisplay(Display):
     @classmethod
     def from_estimator(cls, estimator, layer: int = 1, *, ax=None):
         """Of a fitted estimator; `layer` counts from 1."""
-        return cls._of(network_of(estimator), layer, ax)
+        return cls.of_network(network_of(estimator), layer, ax)
 
     @classmethod
     def from_model(cls, model: Model, layer: int = 1, *, ax=None):
         """Of a model; `layer` counts from 1."""
-        return cls._of(network_of(model), layer, ax)
+        return cls.of_network(network_of(model), layer, ax)
 
     @classmethod
     def from_store(cls, store: Store, layer: int = 1, *, ax=None):
         """Of a store, whose fit may still be under way; `layer` counts from 1."""
-        return cls._of(network_of(store), layer, ax)
+        return cls.of_network(network_of(store), layer, ax)
 
 
 class FilterBankDisplay(_NetworkDisplay):
@@ -160,7 +160,7 @@ class SimilarityDisplay(_NetworkDisplay):
         Of the filters drawn, NaN on the diagonal.
     """
 
-    _size = (5.0, 4.0)
+    size = (6.0, 4.5)
 
     def __init__(self, filters, layer: int = 1, similarity: str = "peak", max_similarity: float | None = None):
         super().__init__(filters, layer)
@@ -199,7 +199,7 @@ class SpectrumDisplay(Display):
         `explained_variance_ratio_`.
     """
 
-    _size = (6.0, 3.2)
+    size = (6.0, 3.2)
 
     def __init__(self, ratio):
         self.ratio = np.asarray(ratio)

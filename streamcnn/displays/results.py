@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from streamcnn.displays.base import Display, Store, path_of
-from streamcnn.drawing import AMOUNTS
+from streamcnn.drawing import AMOUNTS, printable
 from streamcnn.errors import NotKeptError, ParameterError
 from streamcnn.evaluate import Example, Tested, plan_testing, run_testing
 from streamcnn.images import open_images
@@ -22,7 +22,7 @@ _NAME_LENGTH = 14
 
 def short(name: Any) -> str:
     """A class name that fits beside a picture."""
-    text = str(name)
+    text = printable(name)
     return text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…"
 
 
@@ -79,7 +79,7 @@ class ConfusionDisplay(_ResultDisplay):
     classes : sequence of str or int
     """
 
-    _size = (6.0, 5.0)
+    size = (6.0, 5.0)
 
     def __init__(self, confusion, classes):
         self.confusion, self.classes = np.asarray(confusion), list(classes)
@@ -102,14 +102,11 @@ class ConfusionDisplay(_ResultDisplay):
 
         n = len(self.classes)
         names = [short(name) for name in self.classes] if n <= _MOST_NAMES else None
-        # with matplotlib's "$" a name would be a formula
         display = ConfusionMatrixDisplay(self.confusion, display_labels=names)
-        display.plot(
-            include_values=n <= _MOST_COUNTS, cmap=AMOUNTS, ax=ax, xticks_rotation="vertical", im_kw={"interpolation": "none"}
-        )
+        display.plot(include_values=n <= _MOST_COUNTS, cmap=AMOUNTS, ax=ax, xticks_rotation="vertical", im_kw={"interpolation": "none"})
+        # between two dollars a name would be a formula
         for text in (*ax.get_xticklabels(), *ax.get_yticklabels()):
-            text.set_parse_math(False)
-            text.set_fontsize("small" if n <= _MOST_COUNTS else "xx-small")
+            text.set(parse_math=False, fontsize="small" if n <= _MOST_COUNTS else "xx-small")
         hits = int(np.trace(self.confusion))
         ax.set(xlabel="taken for", ylabel="class", title=f"{hits} of {int(self.confusion.sum())} right")
 
@@ -124,7 +121,7 @@ class ImagesDisplay(_ResultDisplay):
     title : str
     """
 
-    _size = (6.0, 5.0)
+    size = (6.0, 5.0)
     _columns = 4
 
     def __init__(self, examples: list[Example], title: str = ""):

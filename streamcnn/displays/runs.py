@@ -3,7 +3,7 @@
 from sklearn.utils.validation import check_is_fitted
 
 from streamcnn.displays.base import Display, Store, path_of
-from streamcnn.drawing import COLOURS
+from streamcnn.drawing import COLOURS, printable
 from streamcnn.errors import NotKeptError
 from streamcnn.runrecord import ordered_stages, read_record, read_trace
 
@@ -16,7 +16,7 @@ class MemoryDisplay(Display):
     trace : Trace or MemoryMonitor
     """
 
-    _size = (6.0, 3.2)
+    size = (6.0, 3.6)
 
     def __init__(self, trace):
         self.trace = trace
@@ -47,7 +47,7 @@ class StageTimeDisplay(Display):
     seconds : dict of str to float
     """
 
-    _size = (6.0, 2.6)
+    size = (6.0, 2.6)
 
     def __init__(self, seconds: dict[str, float]):
         self.seconds = seconds
@@ -69,7 +69,8 @@ class StageTimeDisplay(Display):
 
     def _draw(self, ax):
         names, seconds = list(self.seconds), list(self.seconds.values())
-        bars = ax.barh(names, seconds, color=COLOURS[4])
+        bars = ax.barh(range(len(names)), seconds, color=COLOURS[4])
+        ax.set_yticks(range(len(names)), [printable(name) for name in names], parse_math=False)
         ax.bar_label(bars, [f"{value:.1f} s" for value in seconds], padding=4)
         ax.invert_yaxis()
         ax.set(xlabel="seconds", title=f"{sum(seconds):.1f} s in all", xlim=(0, 1.15 * max(seconds, default=0) or 1))
