@@ -1,11 +1,12 @@
-"""What all pictures share: colours that colour-blind eyes tell apart, and the one place that asks for matplotlib."""
+"""What all pictures share: colours that colour-blind eyes tell apart, text, and the one place that asks for matplotlib."""
 
+import html
 from typing import Any
 
 from streamcnn.errors import NotInstalledError
 
 # Okabe and Ito's palette, told apart by colour-blind eyes, on white and on black
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 LIMIT_COLOUR = COLOURS[5]
 # amounts from dark blue to yellow; values on both sides of 0 from blue over white to red: both without red against green
 AMOUNTS, SIGNED = "cividis", "RdBu_r"
@@ -40,4 +41,10 @@ def printable(text: Any) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in str(text))
 
 
-__all__ = ["AMOUNTS", "COLOURS", "LIMIT_COLOUR", "SIGNED", "axes_of", "printable", "require_matplotlib"]
+def facts_html(facts: dict[str, Any]) -> str:
+    """Names and values as an HTML table, for notebooks."""
+    rows = (f"<tr><th>{html.escape(printable(name))}</th><td>{html.escape(printable(value))}</td></tr>" for name, value in facts.items())
+    return f"<table>{''.join(rows)}</table>"
+
+
+__all__ = ["AMOUNTS", "COLOURS", "LIMIT_COLOUR", "SIGNED", "axes_of", "facts_html", "printable", "require_matplotlib"]

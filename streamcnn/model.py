@@ -250,6 +250,9 @@ def fit_model(
     """
     settings = replace(settings, device=resolve_device(settings.device))
     plan = make_plan(source, settings, limit, store_path, test)
+    # before the first image is read: drawing filters may have to compile kernels
+    shape, notes = " x ".join(map(str, source.image_shape)), plan.notes()
+    progress.say(f"{source.n_samples:,} images of {shape}; {notes[0]}; {notes[-1]}")
     temporary = store_path is None
     if resume and temporary:
         raise ParameterError("resume=True needs the store of the fit that was interrupted: give it as store=")
@@ -287,7 +290,7 @@ def fit_model(
         if nothing:
             store.delete()
         if isinstance(error, KeyboardInterrupt):
-            raise interrupted("fit", None if temporary or nothing else path) from None
+            raise interrupted("fit", None if temporary or nothing else path, temporary) from None
         raise
     finally:
         if not temporary and run is not None and store.path.is_dir():  # also of a run that was stopped; a full disk must not hide why
@@ -298,10 +301,11 @@ def fit_model(
             store.delete()
 
 
-def interrupted(what: str, kept: Path | None) -> KeyboardInterrupt:
+def interrupted(what: str, kept: Path | None, temporary: bool = False) -> KeyboardInterrupt:
     """The end of a fit or an addition by Ctrl-C, with what can be done next."""
     if kept is None:
-        return KeyboardInterrupt(f"the {what} was interrupted; nothing is kept")
+        way = ": with a folder for its store (store=) it could be resumed" if temporary else ""
+        return KeyboardInterrupt(f"the {what} was interrupted; nothing is kept{way}")
     way = "with resume=True (--resume) the same call goes on from there" if what == "fit" else "the same call goes on from there"
     return KeyboardInterrupt(f"the {what} was interrupted; {kept} keeps what is finished, and {way}")
 

@@ -1,7 +1,6 @@
 """What every image source offers, how stored pixels become delivered pixels, and the source over arrays in memory."""
 
 import hashlib
-import html
 import json
 import math
 import mmap
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from streamcnn.drawing import facts_html
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.forking import ThreadLock, tell_child
 from streamcnn.labels import labels_digest
@@ -273,8 +273,7 @@ class ImageSource:
         return f"{type(self).__name__}({facts})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in self.describe().items())
-        return f"<table>{rows}</table>"
+        return facts_html(self.describe())
 
 
 def mapped_bytes(array: np.ndarray) -> int:

@@ -29,6 +29,7 @@ import h5py
 import numpy as np
 
 from streamcnn.arrays import load_arrays, save_arrays
+from streamcnn.drawing import facts_html
 from streamcnn.errors import DataError, StoreError
 from streamcnn.faults import step
 from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, flush_to_disk, fsync_folder, replacing, writing
@@ -489,6 +490,21 @@ class FeatureStore:
 
     def __repr__(self):
         return f"FeatureStore({str(self.path)!r}: {self.n_rows} rows of {self.n_features} features, {format_bytes(self.nbytes)})"
+
+    def _repr_html_(self) -> str:
+        digests = self.config["digests"]
+        stages = [name for name, digest in digests.items() if self.finished(name, digest) is not None]
+        return facts_html(
+            {
+                "store": self.path,
+                "features": f"{self.n_rows:,} rows of {self.n_features:,}",
+                "classes": len(self.config.get("classes", [])),
+                "finished stages": ", ".join(stages) or "none",
+                "unfinished stages": ", ".join(name for name in digests if name not in stages) or "none",
+                "added": f"{sum(call['rows'] for call in self.additions()):,} images",
+                "on disk": format_bytes(self.nbytes),
+            }
+        )
 
 
 def _check_empty(path: Path) -> None:
