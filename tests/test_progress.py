@@ -5,7 +5,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from streamcnn import MemoryMonitor, StreamCNNClassifier, progress
+from streamcnn import ConvLayer, MemoryMonitor, StreamCNNClassifier, progress
 from streamcnn.progress import Progress
 
 
@@ -66,14 +66,15 @@ def test_a_notebook_gets_a_bar_that_moves(monkeypatch):
 def test_a_silent_fit_is_silent_and_a_talking_one_begins_at_once(digits, capfd):
     """verbose=0 writes nothing; verbose=1 says what it is about to do before the first stage, and has a line for each stage with a bar."""
     images, labels = digits[0][:200], digits[1][:200]
-    options = {"kernel": "linear", "C": 0.1, "n_components": 8, "random_state": 0}
+    layers = [ConvLayer(3, 3, filters="random", pool_size=2)]
+    options = {"layers": layers, "kernel": "linear", "C": 0.1, "n_components": 8, "random_state": 0}
     quiet = StreamCNNClassifier(**options).fit(images, labels)
     quiet.predict(images)
     assert capfd.readouterr() == ("", "")
     StreamCNNClassifier(**options, verbose=1).fit(images, labels)
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith("200 images of 8 x 8 x 1; 768 features an image")
+    assert err.startswith("200 images of 8 x 8 x 1; 27 features an image")
     assert "planned peak" in err.splitlines()[0]
     assert [line.split()[0] for line in err.splitlines()[1:] if " in " in line] == ["extract", "pca", "project", "svm"]
     assert "\r" not in err
