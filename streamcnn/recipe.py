@@ -85,7 +85,8 @@ def python_code(config: dict[str, Any], opened_with: dict[str, Any], limit: str 
     arguments: dict[str, str] = {"preset": repr(config["parameters"]["preset"])}
     for name, value in changed(config).items():
         name = "random_state" if name == "seed" else name
-        arguments[name] = f"[{', '.join(map(_layer_code, value))}]" if name == "layers" else repr(value)
+        layers = "".join(f"        {_layer_code(layer)},\n" for layer in value) if name == "layers" else ""
+        arguments[name] = f"[\n{layers}    ]" if name == "layers" else repr(value)
     if limit is not None:
         arguments["memory_limit"] = repr(limit)
     path, options = config.get("source", {}).get("path"), {name: value for name, value in opened_with.items() if name != "labels"}
@@ -95,10 +96,15 @@ def python_code(config: dict[str, Any], opened_with: dict[str, Any], limit: str 
     if labels:
         names = "images, labels" if path is None else "labels"
         lines.append(f"{names} = ...  # as they were given")
-    lines.append(f"source = open_images({given}{labels}{''.join(f', {name}={value!r}' for name, value in options.items())})")
+    lines.append(f"source = open_images({given}{labels}{''.join(f', {name}={_code(value)}' for name, value in options.items())})")
     lines.append("classifier = StreamCNNClassifier(")
     lines += [f"    {name}={value}," for name, value in arguments.items()]
     return "\n".join([*lines, ")", "classifier.fit(source)", 'classifier.save("model.h5")'])
+
+
+def _code(value: Any) -> str:
+    # JSON has made lists of tuples
+    return repr(tuple(value) if isinstance(value, list) else value)
 
 
 def _layer_code(layer: ConvLayer) -> str:

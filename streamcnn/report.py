@@ -147,7 +147,8 @@ class _Report:
             missing = "The most confused and the most certain images" + (" and the confusion matrix" if self.evaluation is None else "")
             self._leave_out(f"{missing}: the store holds no test images; give them with --test.")
         else:
-            for kind, examples in (("confused", self.tested.confused), ("certain", self.tested.certain)):
+            groups = [("confused", self.tested.confused), ("certain", self.tested.certain)]
+            for kind, examples in [group for group in groups if group[1]]:
                 what = "wrong by the largest margin: class → taken for" if kind == "confused" else "right by the largest margin"
                 display_of = ImagesDisplay(examples, f"most {kind} images")
                 figures.append(add(f"most {kind}", f"Test images that are {what}.", ImagesDisplay, display_of.plot))
@@ -214,13 +215,13 @@ class _Report:
             different = changed(self.config)
         except (KeyError, TypeError, ValueError, AttributeError):
             different = {}
-        of = {name: "" if name in different else "preset" for name in parameters}
+        of = {name: "" if name in different else "default" for name in parameters}
         rows = [[name, of[name], value] for name, value in sorted(parameters.items()) if name != "layers"]
         layers = parameters.get("layers")
         for number, layer in enumerate(layers if isinstance(layers, list) else [], start=1):
             facts = ", ".join(f"{key}={value!r}" for key, value in layer.items()) if isinstance(layer, dict) else layer
             rows.append([f"layer {number}", of["layers"], facts])
-        return section("Parameters", table(rows, ["parameter", "of", "value"], long=(2,)))
+        return section("Parameters", table(rows, ["parameter", "", "value"], long=(2,)))
 
     def _data(self) -> Markup:
         rows = [[name.replace("_", " "), value] for name, value in self.config.get("source", {}).items() if value is not None]

@@ -22,6 +22,7 @@ from streamcnn.displays import (
     StageTimeDisplay,
 )
 from streamcnn.displays.fitted import _montage
+from streamcnn.displays.results import short
 from streamcnn.errors import DataError, NotKeptError, ParameterError, StoreError
 from streamcnn.evaluate import N_EXAMPLES, run_testing
 from streamcnn.images import open_images
@@ -127,6 +128,14 @@ def test_memory_and_seconds_are_the_last_runs(fitted, ax):
     assert [sample[1:] for sample in trace.trace] == [sample[1:] for sample in report.trace.trace[: len(trace.trace)]]
     axes = Figure().subplots()
     assert drawn(MemoryDisplay.from_estimator(classifier, ax=axes), axes).trace is report.trace
+
+
+def test_long_names_keep_both_ends():
+    """What differs between long names is seldom in their middle; letters that cannot be shown are replaced."""
+    assert short("person number 17") == "person…mber 17"
+    assert short("14 letters, ok") == "14 letters, ok"
+    assert short(7) == "7"
+    assert short("a\nb\udc80") == "a\ufffdb\ufffd"
 
 
 def test_names_are_text_and_no_formula(fitted, ax):

@@ -187,6 +187,8 @@ class SimilarityDisplay(_NetworkDisplay):
             bar.ax.axhline(self.max_similarity, color=LIMIT_COLOUR, linewidth=3)
             rule = f", at most {self.max_similarity:g} allowed"
         part = "" if len(bank) == len(self.filters) else f"the first {len(bank)} filters, "
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.get_major_locator().set_params(integer=True)
         ax.set(xlabel="filter", ylabel="filter", title=f"layer {self.layer}: {part}largest {largest:.3f}{rule}")
 
 

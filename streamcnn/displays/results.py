@@ -21,9 +21,9 @@ _NAME_LENGTH = 14
 
 
 def short(name: Any) -> str:
-    """A class name that fits beside a picture."""
+    """A class name that fits beside a picture: names that are long often begin alike, and end so too."""
     text = printable(name)
-    return text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…"
+    return text if len(text) <= _NAME_LENGTH else f"{text[: _NAME_LENGTH // 2 - 1]}…{text[-(_NAME_LENGTH // 2) :]}"
 
 
 def tested_on(model: Model, X, y=None, memory_limit=None, n_jobs: int | None = None) -> Tested:
@@ -136,24 +136,24 @@ class ImagesDisplay(_ResultDisplay):
         return cls(examples, f"most {kind} images", **options).plot(ax)
 
     def _draw(self, ax):
-        shown = self.examples
-        rows = max(1, -(-len(shown) // self._columns))
-        bounds = [(float(e.picture.min()), float(e.picture.max())) for e in shown]
-        low, high = min([0.0, *(low for low, _ in bounds)]), max([0.0, *(high for _, high in bounds)]) or 1.0
+        shown, columns = self.examples, self._columns
+        shapes = [example.picture.shape[:2] for example in shown] or [(1, 1)]
+        # the longer side is 1; below each picture there is room for two lines
+        side, across = max(map(max, shapes)), 1.15
+        down = max(height for height, _ in shapes) / side + 0.5
+        high = max((float(example.picture.max()) for example in shown), default=1.0) or 1.0
+        low = min((float(example.picture.min()) for example in shown), default=0.0)
+        low = min(low, 0.0)  # pixels of 0 are black, as in a viewer
         for place, example in enumerate(shown):
-            row, column = divmod(place, self._columns)
-            height, width = example.picture.shape[:2]
-            side = max(height, width)
-            left, top = column * 1.15 + (1 - width / side) / 2, row * 1.5 + (1 - height / side)
+            top, left = place // columns * down, place % columns * across
+            height, width = (sides / side for sides in example.picture.shape[:2])
+            left += (1 - width) / 2
             grey = np.clip((example.picture - low) / (high - low), 0, 1)
-            box = (left, left + width / side, top + height / side, top)
-            ax.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=box, interpolation="none")
-            wrong = example.true != example.predicted
-            lines = f"{short(example.true)}\n→ {short(example.predicted)}" if wrong else short(example.true)
-            ax.text(column * 1.15 + 0.5, row * 1.5 + 1.05, lines, ha="center", va="top", fontsize="small", parse_math=False)
-        if not shown:
-            ax.text(0.5, 0.5, "none", ha="center")
-        ax.set(xlim=(0, self._columns * 1.15 - 0.15), ylim=(rows * 1.5 - 0.05, 0), xticks=[], yticks=[], title=self.title)
+            ax.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(left, left + width, top + height, top), interpolation="none")
+            lines = short(example.true) if example.true == example.predicted else f"{short(example.true)}\n→ {short(example.predicted)}"
+            ax.text(left + width / 2, top + height + 0.05, lines, ha="center", va="top", fontsize="small", parse_math=False)
+        rows = max(1, -(-len(shown) // columns))
+        ax.set(xlim=(0, columns * across - 0.15), ylim=(rows * down - 0.05, 0), xticks=[], yticks=[], title=self.title)
         ax.set_frame_on(False)
         ax.set_aspect("equal")
 
