@@ -20,7 +20,7 @@ from streamcnn.displays import (
     StageTimeDisplay,
 )
 from streamcnn.displays.base import Display
-from streamcnn.displays.fitted import network_of
+from streamcnn.displays.fitted import SIMILARITY_BYTES, network_of
 from streamcnn.errors import StreamCNNError
 from streamcnn.evaluate import Tested
 from streamcnn.memory import format_bytes
@@ -31,16 +31,20 @@ from streamcnn.recipe import changed, command_line, python_code
 from streamcnn.runrecord import ordered_stages, read_record
 from streamcnn.store import FeatureStore
 
-# measured: drawing the pictures of a store of two layers, and of 40 classes, takes 34 MiB; matplotlib itself is loaded before
-_DRAWING_BYTES = 64 << 20
-_MOST_LINES = 10
+# measured: 30 to 38 MiB for stores of one and two layers with 10 to 40 classes, and 245 bytes for each pair of 500 classes; matplotlib
+# itself is loaded before
+_DRAWING_BYTES, _PAIR_BYTES = 48 << 20, 256
+_MOST_CLASSES, _MOST_LINES = 500, 10
 
 
 def reading_claims(store: FeatureStore) -> dict[str, int]:
     """Name -> bytes that `build_report` takes at most, on top of what the process holds with matplotlib loaded."""
     files = [store.path / "stages" / f"{name}.h5" for name in ("filters", "pca")]
-    # the arrays, and what is made of them
-    return {"pictures": _DRAWING_BYTES, "finished stages": 2 * max(file.stat().st_size if file.is_file() else 0 for file in files)}
+    drawing = {"pictures": _DRAWING_BYTES, "similarities": SIMILARITY_BYTES}
+    n_classes = len(store.config.get("classes", [])) + sum(len(call["new_classes"]) for call in store.additions())
+    # of stages the arrays, and what is made of them
+    stages = 2 * max(file.stat().st_size if file.is_file() else 0 for file in files)
+    return drawing | {"confusion matrix": _PAIR_BYTES * min(n_classes, _MOST_CLASSES) ** 2, "finished stages": stages}
 
 
 def build_report(store: FeatureStore, tested: Tested | None = None, tested_on: str | None = None) -> tuple[str, list[str], list[str]]:
@@ -140,7 +144,9 @@ class _Report:
         if self.config.get("parameters", {}).get("n_components", "auto") is not None:
             caption = "Variance that each component of the PCA captures; dotted: where so much of all is reached."
             figures.append(add("spectrum", caption, SpectrumDisplay, lambda ax: SpectrumDisplay.from_store(store, ax=ax)))
-        if (measured := self.evaluation) is not None:
+        if self.evaluation is not None and len(self.evaluation["classes"]) > _MOST_CLASSES:
+            self._leave_out(f"The confusion matrix: of more than {_MOST_CLASSES} classes nothing can be seen in it.")
+        elif (measured := self.evaluation) is not None:
             display = ConfusionDisplay(measured["confusion"], measured["classes"])
             figures.append(add("confusion", "Test images of each class, by what they were taken for.", ConfusionDisplay, display.plot))
         if self.tested is None:

@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 from streamcnn.displays.base import Display, Store
 from streamcnn.drawing import AMOUNTS, COLOURS, LIMIT_COLOUR, SIGNED
 from streamcnn.errors import DataError, ParameterError, StoreError
-from streamcnn.filters import filter_similarity, selection_bytes
+from streamcnn.filters import filter_similarity, similarity_bytes
 from streamcnn.model import Model
 from streamcnn.network import ConvLayer, Network
 from streamcnn.pca import StreamingPCA
@@ -17,8 +17,8 @@ from streamcnn.store import FeatureStore
 
 # a bank of more filters is drawn in part: nobody tells more of them apart, and of similarities there are as many as pairs
 MOST_FILTERS = 64
-# similarities of larger filters take memory that no plan has named
-_MOST_BANK_BYTES = 256 << 20
+# similarities of larger filters are not computed for a picture
+SIMILARITY_BYTES = 64 << 20
 
 
 def network_of(thing: Any) -> Network:
@@ -173,7 +173,7 @@ class SimilarityDisplay(_NetworkDisplay):
 
     def _draw(self, ax):
         bank = self.filters[:MOST_FILTERS]
-        if selection_bytes(bank.shape) > _MOST_BANK_BYTES:
+        if similarity_bytes(bank.shape) > SIMILARITY_BYTES:
             raise DataError(f"filters of {' x '.join(map(str, bank.shape[1:]))} are too large to be compared in a picture")
         self.values_ = filter_similarity(bank, None, self.similarity)
         # of a filter to itself it says nothing about the bank, and would rule the colours
