@@ -140,7 +140,6 @@ def figure(name: str, caption: str, draw: Callable[[Any], Any], size: tuple[floa
             picture.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         text = file.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
     opening = re.search(r'viewBox="[^"]*"', text)
     assert opening is not None
     text = f'<svg role="img" aria-label="{escaped(caption)}" {opening[0]}>' + text[text.index(">") + 1 :]

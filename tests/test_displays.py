@@ -35,7 +35,7 @@ def fitted(tmp_path_factory, digits):
     """A classifier of two layers, its store, and images to test it on."""
     store = tmp_path_factory.mktemp("displays") / "store"
     images, labels = digits
-    names = np.array([f"${label}^{{" for label in range(10)])[labels]
+    names = np.array([f"${label}^{{$" for label in range(10)])[labels]
     options = {"layers": LAYERS, "kernel": "linear", "C": 0.1, "n_components": 12, "random_state": 0, "store": store}
     return StreamCNNClassifier(**options).fit(images[:500], names[:500]), store, images[500:900], names[500:900]
 
@@ -149,10 +149,10 @@ def test_names_are_text_and_no_formula(fitted, ax):
     assert np.trace(truth) == (predicted == names).sum()
     assert truth[3, 5] == ((names == classifier.classes_[3]) & (predicted == classifier.classes_[5])).sum()
     axes = Figure().subplots()
-    drawn(StageTimeDisplay({"$x^{": 1.0}).plot(axes), axes)
+    drawn(StageTimeDisplay({"$x^{$": 1.0}).plot(axes), axes)
     trace = classifier.report_.trace
     axes = Figure().subplots()
-    drawn(MemoryDisplay(type(trace)([(0.0, "$a_{", 1 << 20), (1.0, "$a_{", 1 << 20)], 1 << 20, None)).plot(axes), axes)
+    drawn(MemoryDisplay(type(trace)([(0.0, "$a_{$", 1 << 20), (1.0, "$a_{$", 1 << 20)], 1 << 20, None)).plot(axes), axes)
 
 
 @pytest.mark.parametrize("n_classes", [2, 10])

@@ -26,7 +26,7 @@ from streamcnn.runrecord import ordered_stages, read_record, read_trace
 
 LAYERS = [ConvLayer(4, 3, filters="random", pool_size=2), ConvLayer(3, 2, filters="random")]
 FAST = {"layers": LAYERS, "kernel": "linear", "C": 0.1, "n_components": 6, "random_state": 0}
-HOSTILE = '<img src=x onerror="alert(1)"> & $x^{'
+HOSTILE = '<img src=x onerror="alert(1)"> & $x^{$'
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 drawing = pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib, extra `plot`, is not installed: nothing can be drawn")
 
