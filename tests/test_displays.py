@@ -112,6 +112,9 @@ def test_the_spectrum_is_the_pcas(fitted, ax):
         np.testing.assert_array_equal(display.ratio, ratio)
     np.testing.assert_array_equal(drawn(display, ax).ax_.lines[0].get_ydata(), ratio)
     assert ax.get_title() == f"12 components capture {100 * ratio.sum():.1f} % of the variance"
+    # a file may say anything
+    for made_up in ([], [np.nan, np.inf], [-1.0, 0.0]):
+        drawn(SpectrumDisplay(made_up).plot(ax), ax)
 
 
 def test_memory_and_seconds_are_the_last_runs(fitted, ax):

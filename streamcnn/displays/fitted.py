@@ -223,13 +223,14 @@ class SpectrumDisplay(Display):
 
     def _draw(self, ax):
         numbers, captured = np.arange(1, len(self.ratio) + 1), np.cumsum(self.ratio)
+        total = captured[-1] if len(captured) else 0.0
         ax.semilogy(numbers, np.where(self.ratio > 0, self.ratio, np.nan), color=COLOURS[4], linewidth=2)
         for share in (0.5, 0.9, 0.99):
-            if captured[-1] >= share:
+            if total >= share:
                 first = int(np.searchsorted(captured, share)) + 1
                 ax.axvline(first, color="0.5", linestyle=":", linewidth=1)
                 ax.text(first, 0.98, f" {100 * share:.0f} %", transform=ax.get_xaxis_transform(), va="top", fontsize="small")
-        title = f"{len(self.ratio)} components capture {100 * captured[-1]:.1f} % of the variance"
+        title = f"{len(self.ratio)} components capture {100 * total:.1f} % of the variance"
         ax.set(xlabel="component", ylabel="share of the variance", title=title)
 
 
