@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -376,12 +377,10 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     check_output_file(output, "--output")
     store, tested = FeatureStore(path), None
     plan = _plan_reading(limit, reading_claims(store), "report")
-    planned = plan.peak_bytes
     with MemoryMonitor(limit) as monitor:
         if args.test is not None:
-            tested, planned_test = _test(args, store, limit, n_jobs, monitor)
-            planned = max(planned, planned_test)
-        with monitor.stage("report", planned):
+            tested, plan = _test(args, store, plan.stage("report"), limit, n_jobs, monitor)
+        with monitor.stage("report", plan.planned("report")):
             text, pictures, left_out = build_report(store, tested, args.test)
             with replacing(output) as temporary:
                 temporary.write_text(text, encoding="utf-8")
@@ -390,18 +389,22 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     _say(f"{output}: {len(pictures)} pictures, {format_bytes(output.stat().st_size)}")
     result = {"path": args.store, "output": str(output), "bytes": output.stat().st_size, "pictures": pictures, "left_out": left_out}
     result |= {name: None if tested is None else tested.measured[name] for name in ("accuracy", "n_test")}
-    return result | {"seconds": time.perf_counter() - start} | _memory(monitor, plan) | {"planned_peak_bytes": planned}
+    return result | {"seconds": time.perf_counter() - start} | _memory(monitor, plan)
 
 
-def _test(args: argparse.Namespace, store: FeatureStore, limit: int, n_jobs: int, monitor: MemoryMonitor) -> tuple[Tested, int]:
-    """How the store's model does on `--test`, and the planned peak of that."""
+def _test(
+    args: argparse.Namespace, store: FeatureStore, after: StagePlan, limit: int, n_jobs: int, monitor: MemoryMonitor
+) -> tuple[Tested, MemoryPlan]:
+    """How the store's model does on `--test`, and the plan of that and of the stage `after` it, which the kernels stay loaded in."""
     if not (store.path / "model.h5").is_file():
         raise StoreError(f"{store.path} holds no finished model for --test: let the fit go on with --resume, or leave --test out")
     with _open(args, args.test, need_labels=True) as source:
         model = load_model(store.path / "model.h5", limit)
         plan = plan_testing(model, source, n_jobs, limit, args.device)
-        with monitor.stage("evaluate", plan.peak_bytes), Progress(1, monitor).bar("evaluate", source.n_samples) as update:
-            return run_testing(model, source, plan.chunk_size, n_jobs, args.device, update, monitor), plan.peak_bytes
+        plan = replace(plan, stages=[replace(plan.stages[0], name="evaluate"), after])
+        plan.check()
+        with monitor.stage("evaluate", plan.planned("evaluate")), Progress(1, monitor).bar("evaluate", source.n_samples) as update:
+            return run_testing(model, source, plan.chunk_size, n_jobs, args.device, update, monitor), plan
 
 
 def _plan_reading(limit: int, claims: dict[str, int] | None = None, stage: str = "verify") -> MemoryPlan:

@@ -20,9 +20,10 @@ from streamcnn.displays import (
     StageTimeDisplay,
 )
 from streamcnn.displays.base import Display
-from streamcnn.displays.fitted import SIMILARITY_BYTES, network_of
+from streamcnn.displays.fitted import MOST_FILTERS, SIMILARITY_BYTES, network_of
 from streamcnn.errors import StreamCNNError
 from streamcnn.evaluate import Tested
+from streamcnn.filters import similarity_bytes
 from streamcnn.memory import format_bytes
 from streamcnn.network import Network
 from streamcnn.page import Markup, abreast, bar, cards, code, details, figure, page, section, table
@@ -35,16 +36,30 @@ from streamcnn.store import FeatureStore
 # itself is loaded before
 _DRAWING_BYTES, _PAIR_BYTES = 48 << 20, 256
 _MOST_CLASSES, _MOST_LINES = 500, 10
+# read before a plan is made
+_SMALL_FILE = 1 << 20
 
 
 def reading_claims(store: FeatureStore) -> dict[str, int]:
     """Name -> bytes that `build_report` takes at most, on top of what the process holds with matplotlib loaded."""
     files = [store.path / "stages" / f"{name}.h5" for name in ("filters", "pca")]
-    drawing = {"pictures": _DRAWING_BYTES, "similarities": SIMILARITY_BYTES}
+    drawing = {"pictures": _DRAWING_BYTES, "similarities": _similarity_bytes(store)}
     n_classes = len(store.config.get("classes", [])) + sum(len(call["new_classes"]) for call in store.additions())
     # of stages the arrays, and what is made of them
     stages = 2 * max(file.stat().st_size if file.is_file() else 0 for file in files)
     return drawing | {"confusion matrix": _PAIR_BYTES * min(n_classes, _MOST_CLASSES) ** 2, "finished stages": stages}
+
+
+def _similarity_bytes(store: FeatureStore) -> int:
+    """Bytes that comparing the filters drawn takes; of a store of unusual size, which is not read yet, the most there may be."""
+    file = store.path / "stages" / "filters.h5"
+    if file.is_file() and file.stat().st_size > _SMALL_FILE:
+        return SIMILARITY_BYTES
+    try:
+        banks = network_of(store).filters
+    except StreamCNNError:
+        return 0
+    return min(SIMILARITY_BYTES, max(similarity_bytes(bank[:MOST_FILTERS].shape) for bank in banks))
 
 
 def build_report(store: FeatureStore, tested: Tested | None = None, tested_on: str | None = None) -> tuple[str, list[str], list[str]]:

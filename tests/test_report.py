@@ -19,9 +19,11 @@ from PIL import Image
 
 from streamcnn import ConvLayer, FeatureStore, StreamCNNClassifier, load_model
 from streamcnn.cli import main
+from streamcnn.filters import similarity_bytes
 from streamcnn.manifest import config_text
 from streamcnn.memory import format_bytes
 from streamcnn.recipe import command_line, python_code
+from streamcnn.report import reading_claims
 from streamcnn.runrecord import ordered_stages, read_record, read_trace
 
 LAYERS = [ConvLayer(4, 3, filters="random", pool_size=2), ConvLayer(3, 2, filters="random")]
@@ -354,6 +356,19 @@ def test_without_matplotlib_one_sentence_says_how_to_get_it(made, monkeypatch, t
     _, err = run("report", made[0] / "store", "--output", tmp_path / "r.html", code=1)
     assert err == 'streamcnn: drawing needs matplotlib, which is not installed: pip install "streamcnn[plot]"\n'
     assert not (tmp_path / "r.html").exists()
+
+
+def test_what_drawing_takes_is_declared_from_the_store(made, tmp_path):
+    """Similarities from the shapes of the filters drawn, the confusion matrix from the classes; never more than is ever drawn."""
+    claims = reading_claims(FeatureStore(made[0] / "store"))
+    assert claims["similarities"] == max(similarity_bytes((4, 3, 3, 1)), similarity_bytes((3, 2, 2, 4)))
+    assert claims["confusion matrix"] == 256 * 3**2
+    shutil.copytree(made[0] / "store", tmp_path / "s")
+    (tmp_path / "s/stages/filters.h5").write_bytes(bytes(2 << 20))
+    claims = reading_claims(FeatureStore(tmp_path / "s"))
+    assert (claims["similarities"], claims["finished stages"]) == (64 << 20, 4 << 20)
+    (tmp_path / "s/stages/filters.h5").unlink()
+    assert reading_claims(FeatureStore(tmp_path / "s"))["similarities"] == 0
 
 
 @drawing
