@@ -159,6 +159,8 @@ def test_the_figures_are_those_of_the_run(made, reported):
         assert f"|{name}||{spent}||{format_bytes(stage['planned_bytes'])}||{format_bytes(stage['peak_bytes'])}|" in cells
     assert result["peak_rss_bytes"] <= result["planned_peak_bytes"] <= result["memory_limit_bytes"] == 4 << 30
     assert set(result["stage_peak_bytes"]) == {"evaluate", "report"}
+    drawing = sum(reading_claims(FeatureStore(folder / "store")).values())
+    assert result["stage_planned_bytes"]["report"] > result["base_bytes"] + drawing
 
 
 @drawing
