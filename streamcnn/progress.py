@@ -48,7 +48,7 @@ def interruptible() -> Iterator[None]:
 
 
 class _Lines:
-    """What a bar tells, for log files and pipes: a line of text after two seconds, then every ten, and one at the end.
+    """What a bar tells, for log files and pipes: a line of text at the start, after two seconds, then every ten, and one at the end.
 
     Parameters
     ----------
@@ -60,6 +60,7 @@ class _Lines:
         self.name, self.total, self.unit, self.n, self.more = name, total, unit, 0, ""
         self._start = time.monotonic()
         self._next = self._start + 2
+        self._write(f"starts, {total:,} {unit}" if total else "starts")
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """What stands at the end of each line."""

@@ -83,7 +83,7 @@ def test_in_a_notebook_an_estimator_is_a_diagram_and_a_fit_a_plan(digits):
     assert pickle.loads(pickle.dumps(classifier)).report_.trace == classifier.report_.trace  # noqa: S301
 
 
-@pytest.mark.parametrize("parameters", [{"keep_features": False}, {"memory_limit": "700MiB"}, {"feature_dtype": "float16", "n_jobs": 1}])
+@pytest.mark.parametrize("parameters", [{"keep_features": False}, {"memory_limit": "1GiB"}, {"feature_dtype": "float16", "n_jobs": 1}])
 def test_how_it_runs_never_changes_what_comes_out(digits, parameters):
     """Kept or recomputed features and another limit give the same bits (another thread count the same features)."""
     images, labels = digits[0][:500], digits[1][:500]

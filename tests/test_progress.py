@@ -18,13 +18,14 @@ def clock(monkeypatch):
 
 
 def test_without_a_terminal_there_are_plain_lines(clock, capsys):
-    """After two seconds, then every ten, and at the end: how much of how many, speed, time left, memory against limit."""
+    """At the start, after two seconds, then every ten, and at the end: how much of how many, speed, time left, memory against limit."""
     monitor = MemoryMonitor("1GiB")
     monitor.trace = [(0.0, "extract", 300 << 20)]
     with Progress(1, monitor).bar("extract", 50_000) as update:
         for clock.now, n in ((101.0, 1000), (102.0, 9000), (105.0, 5000), (111.9, 5000), (112.0, 4000), (113.0, 26_000)):
             update(n)
     assert capsys.readouterr().err.split("\n") == [
+        "extract : starts, 50,000 images",
         "extract : 10,000 of 50,000 images, 5,000 a second, 8 s left, memory 300.0 MiB/1.0 GiB",
         "extract : 24,000 of 50,000 images, 2,000 a second, 13 s left, memory 300.0 MiB/1.0 GiB",
         "extract : 50,000 images in 13.0 s, 3,846 a second, memory 300.0 MiB/1.0 GiB",
@@ -42,7 +43,9 @@ def test_a_bar_that_is_left_early_says_how_far_it_came(clock, capsys):
         clock.now = 104.0
         update(600)
     assert capsys.readouterr().err.split("\n") == [
+        "pca     : starts, 900 rows",
         "pca     : 300 of 900 rows in 1.0 s, 300 a second",
+        "svm     : starts",
         "svm     : 600 rows, 200 a second",
         "svm     : 600 rows in 3.0 s, 200 a second",
         "",
