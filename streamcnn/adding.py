@@ -24,6 +24,7 @@ from streamcnn.model import Model, interrupted
 from streamcnn.pipeline import Report, digest_of, library_versions, make_svm, planned_stage, reduced_rows, stage_checkpoint
 from streamcnn.plan import plan_adding
 from streamcnn.progress import CountedRows, Progress, interruptible
+from streamcnn.runrecord import record_run
 from streamcnn.shards import shard_rows
 from streamcnn.stages import Shapes
 from streamcnn.store import FeatureStore
@@ -77,15 +78,18 @@ def add_images(
         raise StoreError(f"store must be the folder in which the first fit kept its rows, {store_path} holds no store: fit into it again")
     with FeatureStore(store_path) as store:
         store.lock()
-        addition = _Addition(model, source, store, limit, progress, monitor)
+        addition, done = _Addition(model, source, store, limit, progress, monitor), False
         try:
             with interruptible():
-                return addition.run()
+                result = addition.run()
+            done = True
+            return result
         except KeyboardInterrupt:
             raise interrupted("addition", store.path) from None
         finally:
             with contextlib.suppress(OSError):
-                monitor.write_csv(store.path / "memory.csv")
+                digests = dict.fromkeys(("add", "svm", "save"), addition.digest)
+                record_run(store, addition.plan, addition.report.stage_seconds, digests, source, monitor, done)
 
 
 def no_store() -> NotKeptError:

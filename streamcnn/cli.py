@@ -107,6 +107,12 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--memory-limit", metavar="SIZE", help='resident memory of the whole process, such as "1GiB"')
         command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
+    report = add("report", "one self-contained HTML file about a store: plan and measurements, pictures, how to repeat it")
+    report.add_argument("store")
+    report.add_argument("--output", metavar="FILE.html", help="file to write; STORE.html beside the store if left away")
+    report.add_argument("--test", metavar="DATA", help="labelled images for the confusion matrix, the most confused and the most certain")
+    _common(report)
+
     bench = add("bench", "measured figures of this machine")
     bench.add_argument("name", metavar="NAME", help="conv, io, pca, svm, rbf, pipeline, or all")
     bench.add_argument("--threads", type=int, metavar="N", help="threads of every library compared; all cores if left away")

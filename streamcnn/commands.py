@@ -1,18 +1,21 @@
 """What each command of the command line does; each returns its JSON object."""
 
 import argparse
+import contextlib
 import csv
 import json
 import re
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from streamcnn.errors import FileError, ParameterError
+from streamcnn.errors import FileError, ParameterError, StoreError
+from streamcnn.evaluate import Tested, plan_testing, run_testing
 from streamcnn.evaluate import evaluate as evaluate_model
 from streamcnn.files import check_output_file, replacing, scratch_folder
 from streamcnn.images import ImageSource, open_images
@@ -23,6 +26,7 @@ from streamcnn.plan import make_plan
 from streamcnn.planning import MemoryPlan, StagePlan, added
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
+from streamcnn.runrecord import record_evaluation
 from streamcnn.stages import evaluate_claims
 from streamcnn.store import KINDS, FeatureStore, delete_store, way_out
 from streamcnn.system import resident_bytes
@@ -149,6 +153,10 @@ def _fit(
         measured = _evaluate(
             model, test, settings.n_jobs, settings.device, report.plan.chunk_size, planned, progress, report.stage_seconds, monitor
         )
+        if store is not None:
+            with contextlib.suppress(OSError):  # a picture less in a report must not hide the result
+                spent = report.stage_seconds["evaluate"]
+                record_evaluation(store, model.header["digest"], str(test.path), measured, spent, monitor)
     result = _result(
         **measured,
         n_train=source.n_samples,
@@ -359,10 +367,52 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _plan_reading(limit: int, claims: dict[str, int] | None = None) -> MemoryPlan:
-    """The plan of checking a store with these claims, or of reading a small model; what is larger is refused when its size is seen."""
-    stage = StagePlan("verify", added({"small files": 16 << 20}, claims or {}))
-    plan = MemoryPlan(limit, {"already in use": resident_bytes()}, 1, [stage])
+def report(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn report STORE`."""
+    from streamcnn.drawing import require_matplotlib
+    from streamcnn.report import build_report, reading_claims
+
+    require_matplotlib()  # before the plan is made, whose first item is what the process holds
+    start = time.perf_counter()
+    path, limit, n_jobs = Path(args.store), resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
+    output = Path(args.output) if args.output else Path(f"{path.resolve()}.html")
+    check_output_file(output, "--output")
+    store, tested = FeatureStore(path), None
+    plan = _plan_reading(limit, reading_claims(store), "report")
+    with MemoryMonitor(limit) as monitor:
+        if args.test is not None:
+            tested, plan = _test(args, store, plan.stage("report"), limit, n_jobs, monitor)
+        with monitor.stage("report", plan.planned("report")):
+            text, pictures, left_out = build_report(store, tested, args.test)
+            with replacing(output) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    for note in left_out:
+        _say(f"left out: {note}")
+    _say(f"{output}: {len(pictures)} pictures, {format_bytes(output.stat().st_size)}")
+    result = {"path": args.store, "output": str(output), "bytes": output.stat().st_size, "pictures": pictures, "left_out": left_out}
+    result |= {name: None if tested is None else tested.measured[name] for name in ("accuracy", "n_test")}
+    return result | {"seconds": time.perf_counter() - start} | _memory(monitor, plan)
+
+
+def _test(
+    args: argparse.Namespace, store: FeatureStore, after: StagePlan, limit: int, n_jobs: int, monitor: MemoryMonitor
+) -> tuple[Tested, MemoryPlan]:
+    """How the store's model does on `--test`, and the plan of that and of the stage `after` it, which the kernels stay loaded in."""
+    if not (store.path / "model.h5").is_file():
+        raise StoreError(f"{store.path} holds no finished model for --test: let the fit go on with --resume, or leave --test out")
+    with _open(args, args.test, need_labels=True) as source:
+        model = load_model(store.path / "model.h5", limit)
+        plan = plan_testing(model, source, n_jobs, limit, args.device)
+        plan = replace(plan, stages=[replace(plan.stages[0], name="evaluate"), after])
+        plan.check()
+        with monitor.stage("evaluate", plan.planned("evaluate")), Progress(1, monitor).bar("evaluate", source.n_samples) as update:
+            return run_testing(model, source, plan.chunk_size, n_jobs, args.device, update, monitor), plan
+
+
+def _plan_reading(limit: int, claims: dict[str, int] | None = None, stage: str = "verify") -> MemoryPlan:
+    """The plan of reading a store with these claims, or a small model; what is larger is refused when its size is seen."""
+    reading = StagePlan(stage, added({"small files": 16 << 20}, claims or {}))
+    plan = MemoryPlan(limit, {"already in use": resident_bytes()}, 1, [reading])
     plan.check()
     return plan
 

@@ -43,3 +43,7 @@ class DeviceError(StreamCNNError, RuntimeError):
 
 class MemoryBudgetError(StreamCNNError, MemoryError):
     """The job does not fit under the memory limit."""
+
+
+class NotInstalledError(StreamCNNError, ImportError):
+    """An optional library is needed and not installed."""

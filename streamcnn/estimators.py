@@ -27,6 +27,7 @@ from streamcnn.stages import PREDICT_BLOCK
 from streamcnn.store import FeatureStore
 from streamcnn.svm import has_probabilities
 from streamcnn.threads import resolve_n_jobs
+from streamcnn.tracing import Trace
 
 
 class _AfterFitNeedsStore:
@@ -264,6 +265,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
                 source=source, store_path=store, limit=limit, progress=Progress(self.verbose, monitor), monitor=monitor
             )
         self.peak_rss_bytes_, self.peak_exact_ = monitor.peak_bytes, monitor.exact
+        self.report_.trace = Trace(monitor.trace, monitor.peak_bytes, monitor.limit)
         self._publish(limit)
         return self
 

@@ -1,6 +1,7 @@
-"""Accuracy, recall per class and confusion of a model on labelled images, in a stream."""
+"""Accuracy, recall per class and confusion of a model on labelled images, in a stream; and the images it is surest and most wrong about."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,12 @@ import numpy as np
 from streamcnn.errors import DataError
 from streamcnn.images import ImageSource
 from streamcnn.memory import MemoryMonitor
-from streamcnn.model import Model
+from streamcnn.model import Model, plan_decisions
+from streamcnn.planning import MemoryPlan, added
+from streamcnn.stages import evaluate_claims, image_bytes
+
+N_EXAMPLES = 12
+_PICTURE_SIDE = 96
 
 
 def label_codes(model: Model, source: ImageSource) -> np.ndarray:
@@ -35,8 +41,9 @@ def evaluate(
     device: str = "auto",
     update: Callable[[int], None] | None = None,
     monitor: MemoryMonitor | None = None,
+    look: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
 ) -> dict[str, Any]:
-    """Compare predictions with labels.
+    """Compare predictions with labels; `look`, if given, is called with (first row, decisions, codes of their labels) of each block.
 
     Returns
     -------
@@ -51,6 +58,8 @@ def evaluate(
     for start, decisions in model.decisions(source, chunk_size, n_jobs, device, update, monitor):
         true, predicted = truth[start : start + len(decisions)], model.labels_of(decisions)
         np.add.at(confusion, (true[true >= 0], predicted[true >= 0]), 1)
+        if look is not None:
+            look(start, decisions, true)
     per_class = confusion.sum(axis=1)
     hits = np.diag(confusion)
     return {
@@ -61,3 +70,80 @@ def evaluate(
         "confusion": confusion.tolist(),
         "unknown": int((truth < 0).sum()),
     }
+
+
+@dataclass
+class Example:
+    """A test image: its row and file, its class, what it was taken for, by which margin; `picture` has at most 96 pixels a side."""
+
+    row: int
+    name: str
+    true: Any
+    predicted: Any
+    margin: float
+    picture: np.ndarray
+
+
+@dataclass
+class Tested:
+    """What `evaluate` measures, and up to 12 examples each: wrong by the largest margin, and right by the largest margin."""
+
+    measured: dict[str, Any]
+    confused: list[Example]
+    certain: list[Example]
+
+
+def plan_testing(model: Model, source: ImageSource, n_jobs: int, limit: int, device: str = "auto") -> MemoryPlan:
+    """The plan of `run_testing`.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When not even one image at a time fits.
+    """
+    # one whole image, its part that is cut to blocks of pixels, and their sums
+    examples = {"examples": 3 * image_bytes(source) + 2 * N_EXAMPLES * 8 * _PICTURE_SIDE**2 * 3}
+    return plan_decisions(model, source, n_jobs, limit, device, added(evaluate_claims(source, len(model.classes_)), examples))
+
+
+def run_testing(
+    model: Model,
+    source: ImageSource,
+    chunk_size: int = 256,
+    n_jobs: int = 1,
+    device: str = "auto",
+    update: Callable[[int], None] | None = None,
+    monitor: MemoryMonitor | None = None,
+) -> Tested:
+    """`evaluate`, and examples. The margin is the decision for the class taken minus that for the true one, or for the next best."""
+    found: dict[bool, list[tuple[float, int, int, int]]] = {True: [], False: []}
+
+    def look(start: int, decisions: np.ndarray, true: np.ndarray) -> None:
+        # two classes have one decision, positive for the second
+        scores = np.stack([-decisions, decisions], axis=1) / 2 if decisions.ndim == 1 else decisions
+        rows, predicted = np.arange(len(scores)), model.labels_of(decisions)
+        known = true >= 0
+        rivals = np.where(rows[:, None] * 0 + np.arange(scores.shape[1]) == predicted[:, None], -np.inf, scores).argmax(axis=1)
+        rivals = np.where(known & (true != predicted), true, rivals)
+        margins = scores[rows, predicted] - scores[rows, rivals]
+        for right, chosen in ((True, known & (true == predicted)), (False, known & (true != predicted))):
+            new = [(-float(margins[i]), start + int(i), int(true[i]), int(predicted[i])) for i in np.flatnonzero(chosen)]
+            found[right] = sorted(found[right] + new)[:N_EXAMPLES]
+
+    measured = evaluate(model, source, chunk_size, n_jobs, device, update, monitor, look)
+    certain, confused = ([_example(model, source, *which) for which in found[right]] for right in (True, False))
+    return Tested(measured, confused, certain)
+
+
+def _example(model: Model, source: ImageSource, minus_margin: float, row: int, true: int, predicted: int) -> Example:
+    image = np.empty((1, *source.image_shape), source.dtype)
+    source.read(row, row + 1, image)
+    step = -(-max(source.image_shape[:2]) // _PICTURE_SIDE)
+    height, width = (max(1, side // step) for side in source.image_shape[:2])
+    down, right = (min(step, side) for side in source.image_shape[:2])
+    blocks = image[0, : height * down, : width * right].reshape(height, down, width, right, -1)
+    picture = blocks.mean(axis=(1, 3))
+    # other numbers of channels are no colours
+    picture = picture if picture.shape[2] == 3 else picture.mean(axis=2)
+    classes = model.classes_.tolist()
+    return Example(row, source.name_of(row), classes[true], classes[predicted], -minus_margin, picture)

@@ -286,6 +286,13 @@ def random_filter_bank(
     return bank, {"n_candidates": n_seen, "acceptance_rate": n_filters / n_seen, "largest_similarity": float(between.max())}
 
 
+def similarity_bytes(filters_shape: tuple[int, int, int, int]) -> int:
+    """Bytes that `filter_similarity` holds at the most for a bank of `filters_shape`: shifted copies of filters, with their sums."""
+    n, kh, kw, channels = filters_shape
+    one = (2 * kh - 1) * (2 * kw - 1) * max(kh * kw * channels, n)
+    return 8 * 3 * min(n * one, max(_UNROLLED, one))
+
+
 def selection_bytes(filters_shape: tuple[int, int, int, int]) -> int:
     """Bytes that choosing a bank of `filters_shape` holds at the most: shifted copies with their sums, and batches of candidates."""
     n, kh, kw, channels = filters_shape

@@ -280,6 +280,10 @@ def open_images(
         source = data
     else:
         source = _open_array(data, labels, image_shape)
+    if source is not data:
+        shape = None if image_shape is None else [int(side) for side in image_shape]
+        told = {"labels": labels is not None, "images_key": images_key, "labels_key": labels_key, "image_shape": shape}
+        source.opened_with = {name: value for name, value in told.items() if value} | ({"on_error": "skip"} if on_error == "skip" else {})
     if need_labels and source.labels is None:
         raise DataError("labels are needed, and there are none: give one label per image, a folder per class, or a file that holds labels")
     return source

@@ -102,14 +102,14 @@ def extraction(n_threads: int, repeats: int, shrink: int) -> dict[str, Any]:
 
 
 def _start_seconds(path: Path, n_threads: int) -> float:
-    """Seconds from starting `streamcnn fit` to its extraction's bar, which is drawn when the first chunk begins; the fit ends there."""
+    """Seconds from starting `streamcnn fit` to its extraction's first line, written when the first chunk begins; the fit ends there."""
     store = path.with_name("started")
     command = [sys.executable, "-P", "-m", "streamcnn", "fit", str(path), "--model", str(path.with_name("model.h5")), "--store", str(store)]
     start, said = time.perf_counter(), b""
     with subprocess.Popen([*command, "--threads", str(n_threads), "--device", "cpu"], stderr=subprocess.PIPE) as child:
         assert isinstance(child.stderr, io.BufferedReader)
         try:
-            while b"\rextract" not in said:
+            while b"\nextract" not in said:
                 part = child.stderr.read1()
                 if not part:
                     raise StreamCNNError(f"fit ended before its extraction: {said.decode(errors='replace')}")

@@ -47,7 +47,7 @@ def _is_stage(entry: dict[str, Any]) -> bool:
     if not isinstance(entry.get("digest"), str) or "kind" in entry or "file" in entry:
         return False
     if name.startswith("added"):
-        return type(entry.get("rows")) is int and entry["rows"] > 0 and _is_class_list(entry.get("new_classes"))
+        return type(entry.get("rows")) is int and entry["rows"] > 0 and is_class_list(entry.get("new_classes"))
     return name != "filters" or isinstance(entry.get("network"), dict)
 
 
@@ -76,7 +76,7 @@ def duplicate(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def config_text(config: dict[str, Any]) -> str:
-    """What `config.json` holds, for people and with a checksum."""
+    """What `config.json` (or `run.json`) holds, for people and with a checksum."""
     # as it will be read: keys that are numbers become strings, which sort otherwise
     config = json.loads(json.dumps(config))
     # names of folders that are no text are written as escapes
@@ -96,22 +96,28 @@ def checked_config(config: dict[str, Any]) -> dict[str, Any]:
     ValueError
         When its checksum is wrong, or a value that streamcnn reads is of another kind than it writes.
     """
-    crc = config.pop("crc", None)
-    if crc is None and not config.keys() <= _BEFORE_CRC:  # the name of the checksum may be what is damaged
+    # the name of the checksum may be what is damaged
+    return checked_values(config, _CONFIG, may_lack_crc=config.keys() <= _BEFORE_CRC)
+
+
+def checked_values(values: dict[str, Any], rules: dict[str, Callable[[Any], bool]], may_lack_crc: bool = False) -> dict[str, Any]:
+    """What `config_text` made a text of, its checksum left out; each value for which there is a rule follows it, or it is a ValueError."""
+    crc = values.pop("crc", None)
+    if crc is None and not may_lack_crc:
         raise ValueError("its checksum is missing")
-    if crc is not None and crc != _config_crc(config):
+    if crc is not None and crc != _config_crc(values):
         raise ValueError("its checksum does not match")
-    for key, is_good in _CONFIG.items():
-        if key in config and not is_good(config[key]):
+    for key, is_good in rules.items():
+        if key in values and not is_good(values[key]):
             raise ValueError(f"{key} is of another kind than any store has")
-    return config
+    return values
 
 
 def _texts(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
-def _is_class_list(values: Any) -> bool:
+def is_class_list(values: Any) -> bool:
     whole = isinstance(values, list) and all(type(value) is int and abs(value) < 1 << 64 for value in values)
     return (whole or _texts(values)) and len(set(values)) == len(values)
 
@@ -123,10 +129,20 @@ _CONFIG: dict[str, Callable[[Any], bool]] = {
     "source": lambda value: isinstance(value, dict),
     "versions": lambda value: isinstance(value, dict),
     "fingerprint": lambda value: value is None or isinstance(value, str),
-    "classes": _is_class_list,
+    "classes": is_class_list,
     "bad_files": lambda value: isinstance(value, list) and all(_texts(bad) and len(bad) == 2 for bad in value),
 }
 
 _BEFORE_CRC = {"format_version", *_CONFIG}
 
-__all__ = ["KINDS", "MAX_MANIFEST_BYTES", "checked_config", "config_text", "duplicate", "entry_of", "line_of"]
+__all__ = [
+    "KINDS",
+    "MAX_MANIFEST_BYTES",
+    "checked_config",
+    "checked_values",
+    "config_text",
+    "duplicate",
+    "entry_of",
+    "is_class_list",
+    "line_of",
+]

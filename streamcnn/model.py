@@ -24,6 +24,7 @@ from streamcnn.planning import MemoryPlan
 from streamcnn.presets import Settings
 from streamcnn.progress import Progress, interruptible
 from streamcnn.rows import recut
+from streamcnn.runrecord import record_run
 from streamcnn.stages import PREDICT_BLOCK
 from streamcnn.store import FeatureStore
 from streamcnn.svm import StreamingSVC, to_codes
@@ -249,6 +250,9 @@ def fit_model(
     """
     settings = replace(settings, device=resolve_device(settings.device))
     plan = make_plan(source, settings, limit, store_path, test)
+    # before the first image is read: drawing filters may have to compile kernels
+    shape, notes = " x ".join(map(str, source.image_shape)), plan.notes()
+    progress.say(f"{source.n_samples:,} images of {shape}; {notes[0]}; {notes[-1]}")
     temporary = store_path is None
     if resume and temporary:
         raise ParameterError("resume=True needs the store of the fit that was interrupted: give it as store=")
@@ -259,6 +263,7 @@ def fit_model(
     store = FeatureStore.create(path, durable=not temporary) if fresh else FeatureStore(path)
     if not fresh:
         store.lock()
+    run, done = None, False
     try:
         with interruptible():
             run = Run(source, settings, store, plan, progress, monitor, resume and not fresh, verify_data)
@@ -278,27 +283,29 @@ def fit_model(
                 with monitor.stage("save", plan.planned("save")):
                     model.save(store.path / "model.h5")
                 run.report.store_bytes = store.nbytes
+        done = True
         return model, run.report
     except BaseException as error:
         nothing = fresh and not existed and not store.entries
         if nothing:
             store.delete()
         if isinstance(error, KeyboardInterrupt):
-            raise interrupted("fit", None if temporary or nothing else path) from None
+            raise interrupted("fit", None if temporary or nothing else path, temporary) from None
         raise
     finally:
-        if not temporary and store.path.is_dir():  # also of a run that was stopped; a full disk must not hide why
+        if not temporary and run is not None and store.path.is_dir():  # also of a run that was stopped; a full disk must not hide why
             with contextlib.suppress(OSError):
-                monitor.write_csv(store.path / "memory.csv")
+                record_run(store, plan, run.report.stage_seconds, run.digests, source, monitor, done)
         store.close()
         if temporary:
             store.delete()
 
 
-def interrupted(what: str, kept: Path | None) -> KeyboardInterrupt:
+def interrupted(what: str, kept: Path | None, temporary: bool = False) -> KeyboardInterrupt:
     """The end of a fit or an addition by Ctrl-C, with what can be done next."""
     if kept is None:
-        return KeyboardInterrupt(f"the {what} was interrupted; nothing is kept")
+        way = ": with a folder for its store (store=) it could be resumed" if temporary else ""
+        return KeyboardInterrupt(f"the {what} was interrupted; nothing is kept{way}")
     way = "with resume=True (--resume) the same call goes on from there" if what == "fit" else "the same call goes on from there"
     return KeyboardInterrupt(f"the {what} was interrupted; {kept} keeps what is finished, and {way}")
 

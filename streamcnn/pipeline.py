@@ -34,6 +34,7 @@ from streamcnn.store import FeatureStore
 from streamcnn.svm import StreamingSVC
 from streamcnn.system import trim_heap
 from streamcnn.threads import limit_blas
+from streamcnn.tracing import Trace
 
 logger = logging.getLogger("streamcnn")
 
@@ -45,13 +46,14 @@ EXTRACTION = ("layers", "preprocess", "mirror", "seed", "device", "feature_dtype
 
 @dataclass
 class Report:
-    """What a run did and took."""
+    """What a run did and took; `trace` is its resident memory, where the caller keeps that."""
 
     plan: Plan
     stage_seconds: dict[str, float] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
     resumed: bool = False
     store_bytes: int = 0
+    trace: Trace | None = None
 
 
 def digest_of(*parts: Any) -> str:
@@ -317,13 +319,15 @@ class Run:
 
 @contextmanager
 def planned_stage(name: str, report: Report, store: FeatureStore, monitor: MemoryMonitor) -> Iterator[None]:
-    """A stage of `report.plan`: its disk is looked at before, its memory watched, its seconds reported."""
+    """A stage of `report.plan`: its disk is looked at before, its memory watched, its seconds reported, also of one that fails."""
     start = time.perf_counter()
     check_disk(report.plan, store.path, name)
-    with monitor.stage(name, report.plan.planned(name)):
-        yield
-    trim_heap()
-    report.stage_seconds[name] = report.stage_seconds.get(name, 0.0) + time.perf_counter() - start
+    try:
+        with monitor.stage(name, report.plan.planned(name)):
+            yield
+        trim_heap()
+    finally:
+        report.stage_seconds[name] = report.stage_seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def stage_checkpoint(store: FeatureStore, stage: str, digest: str, rows: CountedRows, progress: Progress) -> Checkpoint:

@@ -69,10 +69,10 @@ class Plan(MemoryPlan):
         }
         return ways.get((stage, str(self.pca_solver) if stage == "pca" else self.kernel), super()._way(stage))
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
         kept = "kept on disk" if self.keep_features else "computed again in each pass"
         solver = f"{self.pca_solver} PCA to {self.n_components}, " if self.pca_solver else ""
-        return [f"{self.n_features} features an image ({kept}), {solver}{self.kernel} SVM", *super()._notes()]
+        return [f"{self.n_features} features an image ({kept}), {solver}{self.kernel} SVM", *super().notes()]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

@@ -124,7 +124,8 @@ class MemoryPlan:
             rows.append((s.name, format_bytes(self.planned(s.name)), format_bytes(s.disk_bytes), str(s.passes), text))
         return rows
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """What else there is to say, a sentence a line."""
         base = ", ".join(f"{name} {format_bytes(n)}" for name, n in self.base.items())
         return [
             f"{self.chunk_size} images a chunk; in every stage: {base}",
@@ -135,14 +136,14 @@ class MemoryPlan:
 
     def __str__(self):
         lines = [f"{a:<10} {b:>10} {c:>10} {d:>7}  {e}" for a, b, c, d, e in [self._HEAD, *self._rows()]]
-        return "\n".join(lines + self._notes())
+        return "\n".join(lines + self.notes())
 
     def _repr_html_(self):
         def row(cells, tag):
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
         body = "".join(row(cells, "td") for cells in self._rows())
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
         return f"<table><thead>{row(self._HEAD, 'th')}</thead><tbody>{body}</tbody></table>{notes}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,13 +4,14 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from tqdm import tqdm
+from typing import Any
 
 from streamcnn.memory import MemoryMonitor, format_bytes
 from streamcnn.rows import Rows
+from streamcnn.tracing import notebook_kernel
 
 _stop = threading.Event()
 
@@ -46,12 +47,55 @@ def interruptible() -> Iterator[None]:
         _stop.clear()
 
 
+class _Lines:
+    """What a bar tells, for log files and pipes: a line of text at the start, after two seconds, then every ten, and one at the end.
+
+    Parameters
+    ----------
+    name, unit : str
+    total : int or None
+    """
+
+    def __init__(self, name: str, total: int | None, unit: str):
+        self.name, self.total, self.unit, self.n, self.more = name, total, unit, 0, ""
+        self._start = time.monotonic()
+        self._next = self._start + 2
+        self._write(f"starts, {total:,} {unit}" if total else "starts")
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        """What stands at the end of each line."""
+        self.more = f", {text}"
+
+    def update(self, n: int) -> None:
+        """`n` more are done."""
+        self.n += n
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 10
+            seconds = now - self._start
+            left = f", {(self.total - self.n) * seconds / self.n:.0f} s left" if self.total and self.n else ""
+            self._write(f"{self.n:,}{f' of {self.total:,}' if self.total else ''} {self.unit}, {self.n / seconds:,.0f} a second{left}")
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(f"{self.name:<8}: {text}{self.more}\n")
+        sys.stderr.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        seconds = time.monotonic() - self._start
+        whole = f" of {self.total:,}" if self.total and self.n < self.total else ""
+        self._write(f"{self.n:,}{whole} {self.unit} in {seconds:.1f} s, {self.n / max(seconds, 1e-3):,.0f} a second")
+
+
 class Progress:
-    """Bars with ETA and memory beside it; silent when `verbose` is 0.
+    """Bars with images a second, time left and memory: one that moves in a terminal or a notebook, plain lines elsewhere.
 
     Parameters
     ----------
     verbose : int
+        0 is silent.
     monitor : MemoryMonitor or None
         Its last sample and limit are shown, and it may stop the run: see `MemoryMonitor.check`.
     """
@@ -76,9 +120,7 @@ class Progress:
         if not self.verbose:
             yield lambda n: check()
             return
-        # a log file gets a line now and then, a terminal a moving bar
-        interval = 0.1 if sys.stderr.isatty() else 10.0
-        with tqdm(total=total, desc=f"{name:<8}", unit=f" {unit}", unit_scale=True, mininterval=interval, file=sys.stderr) as bar:
+        with _new_bar(name, total, unit) as bar:
 
             def update(n: int) -> None:
                 check()
@@ -92,7 +134,15 @@ class Progress:
     def say(self, text: str) -> None:
         """A line for people."""
         if self.verbose:
-            tqdm.write(text, file=sys.stderr)
+            sys.stderr.write(text + "\n")
+
+
+def _new_bar(name: str, total: int | None, unit: str) -> Any:
+    if not (notebook_kernel() or sys.stderr.isatty()):
+        return _Lines(name, total, unit)
+    from tqdm.auto import tqdm  # a silent run need not wait for its import
+
+    return tqdm(total=total, desc=f"{name:<8}", unit=f" {unit}", unit_scale=True, file=sys.stderr)
 
 
 class CountedRows:

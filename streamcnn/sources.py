@@ -1,7 +1,6 @@
 """What every image source offers, how stored pixels become delivered pixels, and the source over arrays in memory."""
 
 import hashlib
-import html
 import json
 import math
 import mmap
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from streamcnn.drawing import facts_html
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.forking import ThreadLock, tell_child
 from streamcnn.labels import labels_digest
@@ -133,6 +133,8 @@ class ImageSource:
         Images whose pixels have been read so far.
     n_jobs : int
         Threads that decode image files, 1 until somebody sets it; they change no pixel.
+    opened_with : dict
+        What `open_images` was told besides the data, as JSON; `labels` is True where they were given apart.
     """
 
     kind = "images"
@@ -150,6 +152,7 @@ class ImageSource:
         self.bad_files: list[tuple[str, str]] = []
         self.n_images_read = 0
         self.n_jobs = 1
+        self.opened_with: dict[str, Any] = {}
         self._labels_digest = labels_digest(*labels) if labels is not None else None
         self._reading = ThreadLock()
         tell_child(self)
@@ -270,8 +273,7 @@ class ImageSource:
         return f"{type(self).__name__}({facts})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in self.describe().items())
-        return f"<table>{rows}</table>"
+        return facts_html(self.describe())
 
 
 def mapped_bytes(array: np.ndarray) -> int:

@@ -7,6 +7,7 @@
     added/00000.h5       rows as the SVM gets them, of images added to a finished fit
     stages/pca.h5        arrays a finished stage has learnt
     checkpoints/pca/     state of a stage that is running, or was interrupted
+    memory.csv, run.json memory and seconds of the last run, stage by stage, beside what was planned: see `runrecord`
     features.h5          written last: one virtual data set over all feature shards, for other programs
 
 A shard is written under a temporary name, closed, flushed, renamed, and only then gets its manifest line; so whatever stops
@@ -28,6 +29,7 @@ import h5py
 import numpy as np
 
 from streamcnn.arrays import load_arrays, save_arrays
+from streamcnn.drawing import facts_html
 from streamcnn.errors import DataError, StoreError
 from streamcnn.faults import step
 from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, flush_to_disk, fsync_folder, replacing, writing
@@ -488,6 +490,21 @@ class FeatureStore:
 
     def __repr__(self):
         return f"FeatureStore({str(self.path)!r}: {self.n_rows} rows of {self.n_features} features, {format_bytes(self.nbytes)})"
+
+    def _repr_html_(self) -> str:
+        digests = self.config["digests"]
+        stages = [name for name, digest in digests.items() if self.finished(name, digest) is not None]
+        return facts_html(
+            {
+                "store": self.path,
+                "features": f"{self.n_rows:,} rows of {self.n_features:,}",
+                "classes": len(self.config.get("classes", [])),
+                "finished stages": ", ".join(stages) or "none",
+                "unfinished stages": ", ".join(name for name in digests if name not in stages) or "none",
+                "added": f"{sum(call['rows'] for call in self.additions()):,} images",
+                "on disk": format_bytes(self.nbytes),
+            }
+        )
 
 
 def _check_empty(path: Path) -> None:

@@ -1,15 +1,39 @@
 """A memory trace as a picture: by matplotlib, as SVG for notebooks, and live while a fit runs."""
 
 import html
+import sys
 import time
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from streamcnn.drawing import COLOURS, LIMIT_COLOUR, axes_of, printable
+
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 220, 64, 36
-# Okabe and Ito's palette, told apart by colour-blind eyes, on white and on black
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-_LIMIT_COLOUR = "#D55E00"
 _MIB = 1 << 20
+
+
+@dataclass
+class Trace:
+    """What a memory monitor has seen, kept: its samples (seconds, stage, bytes), its peak and its limit in bytes."""
+
+    trace: list[tuple[float, str, int]]
+    peak_bytes: int
+    limit: int | None = None
+
+    def plot(self, ax=None):
+        """Draw it by matplotlib (extra `plot`); returns the axes."""
+        return plot(self, ax)
+
+    def _repr_html_(self) -> str:
+        return svg(self)
+
+
+def notebook_kernel() -> bool:
+    """Whether this code runs in a notebook, whose output takes HTML and is no terminal."""
+    # only a notebook has loaded it by now, and to load it takes half a second
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
 
 
 def stages_of(trace: list[tuple[float, str, int]]) -> list[tuple[str, float, float]]:
@@ -46,17 +70,18 @@ def svg(monitor: Any) -> str:
     parts: list[str] = []
     colours: dict[str, str] = {}
     for stage, first, last in stages_of(trace):
-        colour = colours.setdefault(stage, _COLOURS[len(colours) % len(_COLOURS)])
+        colour = colours.setdefault(stage, COLOURS[len(colours) % len(COLOURS)])
         box = f'x="{x(first):.1f}" width="{max(x(last) - x(first), 1):.1f}" y="0" height="{_HEIGHT - _BOTTOM}"'
         parts.append(f'<rect {box} fill="{colour}" opacity="0.18"/>')
-        parts.append(f'<text x="{x(first) + 3:.1f}" y="{_HEIGHT - _BOTTOM - 5}" font-size="11">{html.escape(stage)}</text>')
+        if x(last) - x(first) > 7 * len(stage):  # names of short stages would lie over one another
+            parts.append(f'<text x="{x(first) + 3:.1f}" y="{_HEIGHT - _BOTTOM - 5}" font-size="11">{html.escape(stage)}</text>')
     line = " ".join(f"{x(seconds):.1f},{y(n):.1f}" for seconds, n in thin(trace))
     parts.append(f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="1.5"/>')
     marks = [(peak, f"peak {peak / _MIB:.0f} MiB")]
     if monitor.limit:
         marks.append((monitor.limit, f"limit {monitor.limit / _MIB:.0f} MiB"))
         at = f'x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{y(monitor.limit):.1f}" y2="{y(monitor.limit):.1f}"'
-        parts.append(f'<line {at} stroke="{_LIMIT_COLOUR}" stroke-width="1.5" stroke-dasharray="6 4"/>')
+        parts.append(f'<line {at} stroke="{LIMIT_COLOUR}" stroke-width="1.5" stroke-dasharray="6 4"/>')
     for n, text in marks:
         parts.append(f'<text x="{_LEFT + 4}" y="{max(y(n) - 4, 11):.1f}" font-size="11">{text}</text>')
     parts.append(f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 12}" font-size="11" text-anchor="end">{end:.1f} s</text>')
@@ -70,31 +95,27 @@ def plot(monitor: Any, ax=None):
 
     Parameters
     ----------
-    monitor : MemoryMonitor
+    monitor : MemoryMonitor or Trace
     ax : matplotlib axes, optional
 
     Returns
     -------
     matplotlib axes
     """
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError('drawing needs matplotlib: pip install "streamcnn[plot]"') from error
-    trace = list(monitor.trace)
-    if ax is None:
-        ax = plt.subplots(figsize=(8, 3), layout="constrained")[1]
+    ax, trace = axes_of(ax, (8, 3)), list(monitor.trace)
     colours: dict[str, str] = {}
     for stage, first, last in stages_of(trace):
         new = stage not in colours
-        colour = colours.setdefault(stage, _COLOURS[len(colours) % len(_COLOURS)])
-        ax.axvspan(first, last, color=colour, alpha=0.2, linewidth=0, label=stage if new else None)
+        colour = colours.setdefault(stage, COLOURS[len(colours) % len(COLOURS)])
+        ax.axvspan(first, last, color=colour, alpha=0.2, linewidth=0, label=printable(stage) if new else None)
     ax.plot([seconds for seconds, _, _ in trace], [n / _MIB for _, _, n in trace], color="C0", linewidth=1.2, label="resident")
     ax.axhline(monitor.peak_bytes / _MIB, color="0.5", linestyle=":", linewidth=1, label="peak")
     if monitor.limit:
-        ax.axhline(monitor.limit / _MIB, color=_LIMIT_COLOUR, linestyle="--", linewidth=1.2, label="limit")
+        ax.axhline(monitor.limit / _MIB, color=LIMIT_COLOUR, linestyle="--", linewidth=1.2, label="limit")
     ax.set(xlabel="seconds", ylabel="resident memory, MiB", ylim=(0, None))
-    ax.legend(loc="lower right", fontsize="small", ncols=2)
+    legend = ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize="small", ncols=4)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # between two dollars the name of a stage would be a formula
     return ax
 
 
@@ -103,13 +124,9 @@ class LiveView:
 
     def __init__(self, seconds: float = 1.0):
         self._seconds, self._next, self._handle = seconds, 0.0, None
-        try:
-            from IPython import get_ipython
+        if notebook_kernel():
             from IPython.display import HTML, display
-        except ImportError:
-            return
-        shell = get_ipython()
-        if shell is not None and getattr(shell, "kernel", None) is not None:
+
             self._html = HTML
             self._handle = display(HTML("<p>memory trace</p>"), display_id=True)
 

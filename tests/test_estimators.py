@@ -56,7 +56,34 @@ def test_folder_in_names_out(tree):
     assert classifier.score(path) > 0.95
 
 
-@pytest.mark.parametrize("parameters", [{"keep_features": False}, {"memory_limit": "700MiB"}, {"feature_dtype": "float16", "n_jobs": 1}])
+def test_predict_takes_one_image_a_flat_folder_and_arrays_without_labels(tree, tmp_path):
+    """A path to an image file, a folder without classes, and bare arrays: the labels that the tree's images have."""
+    path, images, _ = tree
+    classifier = StreamCNNClassifier(**SMALL).fit(path)
+    expected = classifier.predict(images)
+    files = sorted(path.rglob("*.png"), key=lambda file: (file.parent.name, file.name))
+    (tmp_path / "flat").mkdir()
+    for row in (7, 100, 250):
+        assert classifier.predict(files[row]).tolist() == [expected[row]]
+        (tmp_path / "flat" / files[row].name).write_bytes(files[row].read_bytes())
+    in_flat = sorted((7, 100, 250), key=lambda row: files[row].name)
+    assert classifier.predict(tmp_path / "flat").tolist() == expected[in_flat].tolist()
+    np.savez(tmp_path / "bare.npz", images=images[:5])
+    assert classifier.predict(tmp_path / "bare.npz").tolist() == expected[:5].tolist()
+
+
+def test_in_a_notebook_an_estimator_is_a_diagram_and_a_fit_a_plan(digits):
+    """scikit-learn's diagram before and after the fit, with explicit parameters; the plan and the trace of the last fit beside it."""
+    classifier = StreamCNNClassifier(**SMALL, C=1.0, kernel="linear")
+    assert "StreamCNNClassifier" in classifier._repr_html_()
+    classifier.fit(digits[0][:100], digits[1][:100])
+    assert "sk-estimator fitted" in classifier._repr_html_()
+    assert "<th>stage</th>" in classifier.report_.plan._repr_html_()
+    assert classifier.report_.trace._repr_html_().startswith("<svg")
+    assert pickle.loads(pickle.dumps(classifier)).report_.trace == classifier.report_.trace  # noqa: S301
+
+
+@pytest.mark.parametrize("parameters", [{"keep_features": False}, {"memory_limit": "1GiB"}, {"feature_dtype": "float16", "n_jobs": 1}])
 def test_how_it_runs_never_changes_what_comes_out(digits, parameters):
     """Kept or recomputed features and another limit give the same bits (another thread count the same features)."""
     images, labels = digits[0][:500], digits[1][:500]

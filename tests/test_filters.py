@@ -1,10 +1,12 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamcnn.errors import FilterBankError, ParameterError
-from streamcnn.filters import SIMILARITIES, filter_similarity, random_filter_bank
+from streamcnn.filters import SIMILARITIES, filter_similarity, random_filter_bank, similarity_bytes
 
 
 def by_definition(a, b, similarity):
@@ -197,3 +199,16 @@ def test_bad_parameters_are_named(arguments, match):
     """Every parameter out of range is an error that names it."""
     with pytest.raises(ParameterError, match=match):
         random_filter_bank(**({"n_filters": 4, "kernel_size": 5} | arguments))
+
+
+@pytest.mark.parametrize("shape", [(24, 5, 5, 1), (8, 15, 15, 3), (2, 31, 31, 1)])
+def test_similarities_hold_what_they_say(shape):
+    """The arrays of a comparison are at most what is declared, and more than a quarter of it: shifted copies, their sums and absolutes."""
+    bank = np.random.default_rng(0).normal(size=shape)
+    filter_similarity(bank[:1, :2, :2])  # loads what is loaded once
+    tracemalloc.start()
+    filter_similarity(bank)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # besides: the bank itself, padded, and results
+    assert similarity_bytes(shape) / 4 < peak < similarity_bytes(shape) + 20 * bank.nbytes + (64 << 10)

@@ -1,0 +1,50 @@
+"""What all pictures share: colours that colour-blind eyes tell apart, text, and the one place that asks for matplotlib."""
+
+import html
+from typing import Any
+
+from streamcnn.errors import NotInstalledError
+
+# Okabe and Ito's palette, told apart by colour-blind eyes, on white and on black
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+LIMIT_COLOUR = COLOURS[5]
+# amounts from dark blue to yellow; values on both sides of 0 from blue over white to red: both without red against green
+AMOUNTS, SIGNED = "cividis", "RdBu_r"
+
+
+def require_matplotlib() -> None:
+    """Load matplotlib.
+
+    Raises
+    ------
+    NotInstalledError
+        When it is not there; with the command that installs it.
+    """
+    try:
+        import matplotlib.pyplot  # noqa: F401
+    except ImportError as error:
+        raise NotInstalledError('drawing needs matplotlib, which is not installed: pip install "streamcnn[plot]"') from error
+
+
+def axes_of(ax: Any, size: tuple[float, float]) -> Any:
+    """`ax`, or the axes of a new figure of `size` inches."""
+    require_matplotlib()
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def printable(text: Any) -> str:
+    """`text` as a picture or a page can show it: names of files may have line feeds, and letters that are no Unicode."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in str(text))
+
+
+def facts_html(facts: dict[str, Any]) -> str:
+    """Names and values as an HTML table, for notebooks."""
+    rows = (f"<tr><th>{html.escape(printable(name))}</th><td>{html.escape(printable(value))}</td></tr>" for name, value in facts.items())
+    return f"<table>{''.join(rows)}</table>"
+
+
+__all__ = ["AMOUNTS", "COLOURS", "LIMIT_COLOUR", "SIGNED", "axes_of", "facts_html", "printable", "require_matplotlib"]

@@ -1,0 +1,83 @@
+"""What people see while a run goes on: nothing, plain lines, or bars."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from streamcnn import ConvLayer, MemoryMonitor, StreamCNNClassifier, progress
+from streamcnn.progress import Progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that tests set."""
+    clock = SimpleNamespace(monotonic=lambda: clock.now, now=100.0)
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def test_without_a_terminal_there_are_plain_lines(clock, capsys):
+    """At the start, after two seconds, then every ten, and at the end: how much of how many, speed, time left, memory against limit."""
+    monitor = MemoryMonitor("1GiB")
+    monitor.trace = [(0.0, "extract", 300 << 20)]
+    with Progress(1, monitor).bar("extract", 50_000) as update:
+        for clock.now, n in ((101.0, 1000), (102.0, 9000), (105.0, 5000), (111.9, 5000), (112.0, 4000), (113.0, 26_000)):
+            update(n)
+    assert capsys.readouterr().err.split("\n") == [
+        "extract : starts, 50,000 images",
+        "extract : 10,000 of 50,000 images, 5,000 a second, 8 s left, memory 300.0 MiB/1.0 GiB",
+        "extract : 24,000 of 50,000 images, 2,000 a second, 13 s left, memory 300.0 MiB/1.0 GiB",
+        "extract : 50,000 images in 13.0 s, 3,846 a second, memory 300.0 MiB/1.0 GiB",
+        "",
+    ]
+
+
+def test_a_bar_that_is_left_early_says_how_far_it_came(clock, capsys):
+    """An interruption leaves a line with what was done; where the whole is not known there is no time left."""
+    with pytest.raises(KeyboardInterrupt), Progress(1).bar("pca", 900, "rows") as update:
+        clock.now = 101.0
+        update(300)
+        raise KeyboardInterrupt
+    with Progress(1).bar("svm", None, "rows") as update:
+        clock.now = 104.0
+        update(600)
+    assert capsys.readouterr().err.split("\n") == [
+        "pca     : starts, 900 rows",
+        "pca     : 300 of 900 rows in 1.0 s, 300 a second",
+        "svm     : starts",
+        "svm     : 600 rows, 200 a second",
+        "svm     : 600 rows in 3.0 s, 200 a second",
+        "",
+    ]
+
+
+def test_a_notebook_gets_a_bar_that_moves(monkeypatch):
+    """In a kernel it is tqdm's bar, though standard error is no terminal."""
+    from tqdm.auto import tqdm
+
+    notebook = ModuleType("IPython")
+    notebook.get_ipython = lambda: SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    with progress._new_bar("extract", 10, "images") as bar:
+        assert isinstance(bar, tqdm)
+    notebook.get_ipython = lambda: SimpleNamespace()  # IPython in a terminal
+    with progress._new_bar("extract", 10, "images") as bar:
+        assert not isinstance(bar, tqdm)
+
+
+def test_a_silent_fit_is_silent_and_a_talking_one_begins_at_once(digits, capfd):
+    """verbose=0 writes nothing; verbose=1 says what it is about to do before the first stage, and has a line for each stage with a bar."""
+    images, labels = digits[0][:200], digits[1][:200]
+    layers = [ConvLayer(3, 3, filters="random", pool_size=2)]
+    options = {"layers": layers, "kernel": "linear", "C": 0.1, "n_components": 8, "random_state": 0}
+    quiet = StreamCNNClassifier(**options).fit(images, labels)
+    quiet.predict(images)
+    assert capfd.readouterr() == ("", "")
+    StreamCNNClassifier(**options, verbose=1).fit(images, labels)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("200 images of 8 x 8 x 1; 27 features an image")
+    assert "planned peak" in err.splitlines()[0]
+    assert [line.split()[0] for line in err.splitlines()[1:] if " in " in line] == ["extract", "pca", "project", "svm"]
+    assert "\r" not in err
