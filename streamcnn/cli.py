@@ -42,6 +42,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gamma", metavar="X", help='RBF width: a number, "auto" or "scale"')
     group.add_argument("--class-weight", choices=["balanced"], help="weigh classes by their frequency")
     group.add_argument("--feature-dtype", metavar="NAME", help="float16 or float32")
+    group.add_argument("--mirror", choices=["auto", "yes", "no"], default="auto", help="whether an image and its mirror image are the same")
     group.add_argument(
         "--keep-features", choices=["auto", "yes", "no"], default="auto", help="keep feature rows on disk, or convolve again"
     )

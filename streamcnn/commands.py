@@ -69,7 +69,8 @@ def _settings(args: argparse.Namespace) -> Settings:
         for name in ("pca_solver", "kernel", "n_landmarks", "class_weight", "feature_dtype"):
             values[name] = getattr(args, name)
         values |= {"C": _number("--C", args.C), "gamma": _number("--gamma", args.gamma)}
-        values["keep_features"] = {"auto": "auto", "yes": True, "no": False}[args.keep_features]
+        words = {"auto": "auto", "yes": True, "no": False}
+        values["keep_features"], values["mirror"] = words[args.keep_features], words[args.mirror]
     if not 0 <= args.seed < 2**32:
         raise ParameterError(f"--seed must be a whole number from 0 to 2**32 - 1, got {args.seed}")
     return resolve_settings(args.preset or "fast", n_jobs=resolve_n_jobs(args.threads), seed=args.seed, **values)

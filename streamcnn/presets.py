@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "patches": {
         "layers": (
             ConvLayer(
-                *(1600, "auto"), filters="patches", patch_norm=100.0, whitening=1.0, activation="split", threshold=0.5, pool_grid=(2, 2)
+                *(2000, "auto"), filters="patches", patch_norm=100.0, whitening=1.0, activation="split", threshold=0.5, pool_grid=(2, 2)
             ),
         ),
         "preprocess": (),
@@ -52,7 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_components": None,
         "pca_solver": "auto",
         "kernel": "linear",
-        "C": 100.0,
+        "C": 300.0,
         "gamma": "auto",
     },
     # Lee & Lee 2017, section 4. The paper gives two convolution and sub-sampling layers, filters of at most 10 % similarity,
@@ -97,7 +97,7 @@ class Settings:
     def describe(self) -> dict[str, Any]:
         """As JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
-        if not self.mirror:  # digests and stores are older than it is
+        if not self.mirror and not PRESETS[self.preset].get("mirror"):  # digests and stores are older than it is
             del values["mirror"]
         return values | {"layers": [layer_to_dict(layer) for layer in self.layers]}
 

@@ -10,7 +10,7 @@ from streamcnn.presets import PRESETS, Settings
 # parameter -> flag of the command line
 _FLAGS = {"n_components": "--n-components", "pca_solver": "--pca-solver", "kernel": "--kernel", "n_landmarks": "--n-landmarks"}
 _FLAGS |= {"C": "--C", "gamma": "--gamma", "class_weight": "--class-weight", "feature_dtype": "--feature-dtype"}
-_FLAGS |= {"keep_features": "--keep-features", "device": "--device", "n_jobs": "--threads", "seed": "--seed"}
+_FLAGS |= {"mirror": "--mirror", "keep_features": "--keep-features", "device": "--device", "n_jobs": "--threads", "seed": "--seed"}
 # on these the bits depend, whatever their defaults are on another machine
 _ALWAYS = ("device", "n_jobs", "seed")
 _ONLY_PYTHON = ("layers", "preprocess", "probability")
@@ -73,7 +73,7 @@ def command_line(config: dict[str, Any], opened_with: dict[str, Any], limit: str
 
 
 def _word(name: str, value: Any) -> str:
-    if name == "keep_features":
+    if name in ("keep_features", "mirror"):
         return "yes" if value else "no"
     if value is None:
         return "none"
