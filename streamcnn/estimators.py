@@ -52,7 +52,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    preset : "fast", "faces" or "lee2017"
+    preset : "fast", "faces", "patches" or "lee2017"
         Values for every parameter left at its default.
     layers : sequence of ConvLayer or None
     preprocess : str, sequence of str or None
