@@ -43,6 +43,7 @@ ACCURACIES = ("heldout", "test", "subset2", "subset3", "subset4", "subset5")
 COLUMNS = (*CELL, "status", *FIGURES, *ACCURACIES, "seconds")
 CHUNK, N_JOBS = 256, 2
 FAST, LEE2017 = PRESETS["fast"], PRESETS["lee2017"]
+SMOOTH = ("smoothest", "blurred")
 THRESHOLDS = (0.05, 0.06, 0.075, 0.15, 0.2, 0.3, 0.5)
 
 
@@ -132,6 +133,8 @@ def faces(folder: Path) -> list[Data]:
         # without logarithm and local contrast, subsets 4 and 5 are next to chance
         ("yale", FAST, ("log", "local_contrast"), linear, one),
         ("yale, no preprocessing", FAST, (), linear, one[:2]),
+        # whether smooth filters still help where the noise is smoothed away before
+        ("yale, smoothed", FAST, ("log", "smooth", "local_contrast"), linear, one[:2] + [c for c in one if c.selection in SMOOTH]),
         ("yale, lee2017", LEE2017, LEE2017["preprocess"], rbf, two),
     ):
         ready = {number: (preprocessed(x, steps), codes) for number, (x, codes) in images.items()}
