@@ -8,8 +8,9 @@ of a seed have the same candidate filters. `CroppedYale`, `cifar10/train` and `c
 there is left out. Every run is one line of the results, written at once: a study that was stopped goes on where it was, and cells,
 seeds or data added here are run the next time. Images and features are held in memory, a gigabyte or two.
 
-The classifier is the same for all cells of a data set. Its C is what `StreamingSVC` chooses on held-out training images with plain
-random filters of seed 1000: 1.0 on CIFAR-10; 0.01 on faces, where every C tried, 0.01 to 100, recognises all that is held out.
+The classifier is the same for all cells of a data set. Its C is what `StreamingSVC` chose on held-out training images with plain random
+filters of seed 1000: 0.01 on faces, where every C tried, 0.01 to 100, recognises all that is held out; on CIFAR-10 1.0 with 200
+components and, found afterwards, 10 with the 256 that the study has (48.5 % against 48.0 %), so default and plain filters have both. (On all 20 seeds C = 1 is the better.)
 """
 
 import argparse
@@ -148,8 +149,9 @@ def cifar10(folder: Path) -> list[Data]:
     train, test = (open_images(folder / part) for part in ("train", "test"))
     rows, test_rows = (np.random.default_rng(0).permutation(source.n_samples) for source in (train, test))
     tests = {"heldout": read(train, np.sort(rows[5000:7000])), "test": read(test, np.sort(test_rows[:2000]))}
-    svm = {"kernel": "linear", "C": 1.0}
-    return [Data("cifar10", read(train, np.sort(rows[:5000])), tests, FAST["layers"], "randomized", svm, cells_around(5, (0.25, 0.35)), 5)]
+    svm, cells = {"kernel": "linear", "C": 1.0}, cells_around(5, (0.25, 0.35))
+    data = Data("cifar10", read(train, np.sort(rows[:5000])), tests, FAST["layers"], "randomized", svm, cells, 5)
+    return [data, replace(data, name="cifar10, C = 10", svm=svm | {"C": 10.0}, cells=cells[:2], n_seeds=20)]
 
 
 def read(source: ImageSource, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
