@@ -6,7 +6,7 @@ STREAMCNN_DATA=... python tools/study.py     every run that `notebooks/filter_st
 One factor at a time around the default of preset `fast`: 24 filters of at most 10 % "peak" similarity, 5 x 5, on faces 7 x 7. All cells
 of a seed have the same candidate filters. `CroppedYale`, `cifar10/train` and `cifar10/test` are looked for in STREAMCNN_DATA; what is not
 there is left out. Every run is one line of the results, written at once: a study that was stopped goes on where it was, and cells,
-seeds or data added here are run the next time. Images and features are held in memory, a gigabyte or two.
+seeds or data added here are run the next time. Images and features are held in memory.
 
 The classifier is the same for all cells of a data set. Its C is what `StreamingSVC` chose on held-out training images with plain random
 filters of seed 1000: 0.01 on faces, where every C tried, 0.01 to 100, recognises all that is held out; on CIFAR-10 1.0 with 200
