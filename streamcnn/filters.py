@@ -18,6 +18,9 @@ reading    similarity is divided by                              what 10 % does
 
 With more channels `"peak"` lets more pass (64 filters 3x3: 856 candidates of 3 channels, 156 of 8, 93 of 16; 5x5 of 16 channels:
 64), because the peak of hundreds of Gaussian coefficients lies far above their mean.
+
+For recognition the choice matters little (`tools/study.py`): with 24 filters about a point on faces, nothing on CIFAR-10. Lowest signed
+similarity of many candidates and orthogonal filters were tried too: up to 3 points on faces, nothing on CIFAR-10, so they are not offered.
 """
 
 from typing import Any
