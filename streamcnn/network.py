@@ -8,7 +8,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
@@ -18,13 +18,15 @@ from streamcnn import preprocess
 from streamcnn.errors import DataError, FilterBankError, ParameterError
 from streamcnn.filters import random_filter_bank
 from streamcnn.kernels import ACTIVATIONS, POOLS, empty_lines
-from streamcnn.patches import draw_patches
+from streamcnn.patches import draw_patches, mean_variance
 
 logger = logging.getLogger("streamcnn")
 
 # pooling windows along the longer side at most, for each word that `pool_size` may be
 AUTO_WINDOWS = {"auto": 7, "fine": 48}
 CALIBRATION_BYTES = 1 << 24
+# of the mean variance of windows, added to the variance of each by which contrast is normalised: of CIFAR-10 130
+NORM_SHARE = 0.1
 # images that filters are scaled on at most, and that patches are drawn from
 SCALE_IMAGES, PATCH_IMAGES = 256, 4096
 # images convolved at a time to scale the filters
@@ -67,10 +69,10 @@ class ConvLayer:
         along the longer side, `"fine"` at most 48: for images that all show the same thing in the same place, such as faces.
     pool_grid : (int, int) or None
         Pool to so many rows and columns instead; cell i covers rows floor(i*H/R) to floor((i+1)*H/R).
-    patch_norm : float or None
+    patch_norm : float, "auto" or None
         Contrast normalisation, for filters of every kind: w * x of a window is divided by sqrt(v + patch_norm), v the variance of all
         the window's numbers; for patches the windows that they are drawn from are normalised so too. In squares of the layer's input: 10
-        is usual for bytes.
+        is usual for bytes. `"auto"` is a tenth of the mean v over the sample that filters are scaled on, whatever the range of pixels.
     whitening : float
         For patches only: what is added to the eigenvalues of the covariance of the windows, normalised where `patch_norm` says so,
         before they are whitened. The less, the more the filters look for fine detail.
@@ -89,7 +91,7 @@ class ConvLayer:
     pool: str | None = "mean"
     pool_size: Any = "auto"
     pool_grid: tuple[int, int] | None = None
-    patch_norm: float | None = None
+    patch_norm: float | str | None = None
     whitening: float = 0.1
 
     def check(self) -> None:
@@ -112,10 +114,10 @@ class ConvLayer:
             raise ParameterError(f"pool must be one of {', '.join(POOLS)} or None, got {self.pool!r}")
         for name in ("gain", "threshold", "whitening", "patch_norm"):
             value, least = getattr(self, name), "non-negative" if name == "threshold" else "positive"
-            if value is None and name == "patch_norm":
+            if name == "patch_norm" and (value is None or value == "auto"):
                 continue
             if not _is_number(value) or value < 0 or (value == 0 and least == "positive"):
-                choice = " or None" if name == "patch_norm" else ""
+                choice = ', "auto" or None' if name == "patch_norm" else ""
                 raise ParameterError(f"{name} must be a {least} number{choice}, got {value!r}")
 
 
@@ -294,7 +296,7 @@ class Network:
         """
         step = min(DRAW_CHUNK, len(sample))
         scaled_on = sample[:: -(-len(sample) // SCALE_IMAGES)]
-        self.filters, self.biases = [], []
+        self.geometry, self.filters, self.biases = list(self.geometry), [], []
         for number, g in enumerate(self.geometry):
             below = Network(self.geometry[:number], self.steps, self.filters, self.biases) if number else None
             buffers = (below or self).allocate(step, n_threads, kernels) if number or self.steps else {}
@@ -308,6 +310,11 @@ class Network:
                     else:
                         yield below.transform(part, buffers, kernels).reshape(-1, *shape)
 
+            if g.layer.patch_norm == "auto":
+                contrast = mean_variance(inputs(sample), len(sample), g.kernel, seed)
+                # images without any contrast are refused further on, where they cannot be told apart
+                g = replace(g, layer=replace(g.layer, patch_norm=max(NORM_SHARE * contrast, float(np.finfo(np.float32).tiny))))
+                self.geometry[number] = g
             if g.layer.filters == "patches":
                 bank, bias = self._draw_patches(number, g, seed, inputs(sample), len(sample))
             else:
@@ -336,6 +343,7 @@ class Network:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Filters and bias of windows of the layer's input, float32."""
         layer = g.layer
+        assert not isinstance(layer.patch_norm, str)  # `draw` has made it a number
         # below 2**63: one is added to it
         hashed = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
         try:

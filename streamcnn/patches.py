@@ -114,6 +114,15 @@ def draw_patches(
     return filters.reshape(filters_shape), bias, {"n_windows": n_windows}
 
 
+def mean_variance(maps: Iterable[np.ndarray], n_images: int, kernel: tuple[int, int], seed: int) -> float:
+    """Mean variance of windows of `kernel` rows and columns, in the squares of the maps' unit; arguments as in `draw_patches`."""
+    total, n_windows = 0.0, 0
+    for _, windows in _windows(maps, n_images, kernel, seed):
+        total += float(windows.var(axis=1).sum())
+        n_windows += len(windows)
+    return total / n_windows
+
+
 def _normalise(windows: np.ndarray, patch_norm: float | None) -> np.ndarray:
     """z of windows (m, size): see the head of this module."""
     if patch_norm is None:

@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "patches": {
         "layers": (
             ConvLayer(
-                *(2000, "auto"), filters="patches", patch_norm=100.0, whitening=1.0, activation="split", threshold=0.5, pool_grid=(2, 2)
+                *(2000, "auto"), filters="patches", patch_norm="auto", whitening=1.0, activation="split", threshold=0.5, pool_grid=(2, 2)
             ),
         ),
         "preprocess": (),

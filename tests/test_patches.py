@@ -2,7 +2,7 @@
 
 import json
 import tracemalloc
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -273,3 +273,21 @@ def test_contrast_normalisation_serves_random_filters():
     made = drawn([ConvLayer(5, 5, filters="random", patch_norm=1e-3, pool_grid=(2, 2))], images)
     # the filters have sum zero
     np.testing.assert_allclose(rows_of(made, images), rows_of(made, images // 2 + 60), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("factor", [1, 255, 1e-3])
+def test_automatic_norm_follows_the_range_of_the_pixels(factor):
+    """"auto" is a tenth of the mean variance of windows, a number in what is saved; rows stay the same for pixels times any factor."""
+    images = np.random.default_rng(0).uniform(0, 1, (12, 9, 8, 1)).astype(np.float32)
+    layer = replace(LAYER, patch_norm="auto", n_filters=6)
+    plain, times = (Network(resolve_layers([layer], (9, 8, 1)), ()) for _ in range(2))
+    scaled = images * np.float32(factor)
+    plain.draw(images, 0, 1, cpu)
+    times.draw(scaled, 0, 1, cpu)
+    variances = all_windows(scaled, (5, 5)).var(axis=-1)
+    found = times.describe()["layers"][0]["patch_norm"]
+    # all windows of so few images are in the sample
+    np.testing.assert_allclose(found, 0.1 * variances.mean(), rtol=1e-9)
+    rows = [n.transform(x, n.allocate(12, 1, cpu), cpu).copy() for n, x in ((plain, images), (times, scaled))]
+    # products with a factor are rounded once more, and windows of the same priority chosen alike
+    np.testing.assert_allclose(rows[1], rows[0], atol=1e-4)
