@@ -23,7 +23,7 @@ TILE = 64
 # passes of the linear solver from its start to its end; scikit-learn's digits take 9 to 11, for C from 1 to 10 and chosen
 _TYPICAL_PASSES = 12
 # and of the quasi-Newton solver, on CIFAR-10
-_NYSTROEM_PASSES = 40
+_QUASI_NEWTON_PASSES = 40
 
 
 def resolve_kernel(kernel: str, n_rows: int, n_classes: int) -> str:
@@ -76,9 +76,11 @@ def check_class_weight(class_weight: Any) -> Any:
     return {label: float(weight) for label, weight in result.items()}
 
 
-def svm_passes(kernel: str, probability: bool = False) -> int:
+def svm_passes(kernel: str, n_features: int, probability: bool = False) -> int:
     """How often training reads the rows: for size, for the sample on which C and gamma are chosen, for landmarks, and to train (about)."""
-    training = {"rbf": 1, "linear": _TYPICAL_PASSES, "nystroem": _NYSTROEM_PASSES}[kernel]
+    # of wide rows the products of features are a pass more
+    linear = _QUASI_NEWTON_PASSES + 1 if n_features > WIDE else _TYPICAL_PASSES
+    training = {"rbf": 1, "linear": linear, "nystroem": _QUASI_NEWTON_PASSES}[kernel]
     return 2 + (kernel == "nystroem") + (2 * training + 1 if probability else training)
 
 
