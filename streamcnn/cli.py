@@ -22,7 +22,7 @@ def _common(parser: argparse.ArgumentParser, *, training: bool = False, data: bo
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, or naive (the slow reference)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads; all cores if left away")
     if training:
-        parser.add_argument("--preset", metavar="NAME", help="fast, faces (for changing light) or lee2017")
+        parser.add_argument("--preset", metavar="NAME", help="fast, faces (for changing light), patches (natural images) or lee2017")
         parser.add_argument("--seed", type=int, default=0, metavar="N")
     if data:
         parser.add_argument("--images-key", metavar="KEY", help="data set of the images in an .h5 or .npz file")

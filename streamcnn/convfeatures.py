@@ -58,7 +58,7 @@ class ConvFeatures(ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixin
     ----------
     layers : sequence of ConvLayer or None
         None for the preset's.
-    preset : "fast", "faces" or "lee2017"
+    preset : "fast", "faces", "patches" or "lee2017"
     preprocess, mirror, feature_dtype, memory_limit, device, image_shape, n_jobs, random_state
         As in `StreamCNNClassifier`. The result of `transform` counts: what does not fit is refused before anything is computed.
 

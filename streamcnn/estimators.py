@@ -52,7 +52,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    preset : "fast", "faces" or "lee2017"
+    preset : "fast", "faces", "patches" or "lee2017"
         Values for every parameter left at its default.
     layers : sequence of ConvLayer or None
     preprocess : str, sequence of str or None
@@ -79,7 +79,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         Whether feature rows stay on disk during the fit, or are computed again in each pass.
     store : path or None
         Folder for features and finished stages, reused by a later fit, and needed by `partial_fit`; None for a temporary one.
-    device : "auto", "cpu" or "naive"
+    device : "auto", "cpu", "cuda" or "naive"
     image_shape : tuple or None
         (height, width) or (height, width, channels) of images given as 2-D rows, or to resize image files to. Rows without it
         are images of shape (1, n_features, 1).
