@@ -79,7 +79,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         Whether feature rows stay on disk during the fit, or are computed again in each pass.
     store : path or None
         Folder for features and finished stages, reused by a later fit, and needed by `partial_fit`; None for a temporary one.
-    device : "auto", "cpu" or "naive"
+    device : "auto", "cpu", "cuda" or "naive"
     image_shape : tuple or None
         (height, width) or (height, width, channels) of images given as 2-D rows, or to resize image files to. Rows without it
         are images of shape (1, n_features, 1).

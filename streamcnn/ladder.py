@@ -78,7 +78,8 @@ def check_class_weight(class_weight: Any) -> Any:
 
 def svm_passes(kernel: str, n_features: int, probability: bool = False) -> int:
     """How often training reads the rows: for size, for the sample on which C and gamma are chosen, for landmarks, and to train (about)."""
-    linear = _TYPICAL_PASSES if n_features <= WIDE else _QUASI_NEWTON_PASSES
+    # of wide rows the products of features are a pass more
+    linear = _QUASI_NEWTON_PASSES + 1 if n_features > WIDE else _TYPICAL_PASSES
     training = {"rbf": 1, "linear": linear, "nystroem": _QUASI_NEWTON_PASSES}[kernel]
     return 2 + (kernel == "nystroem") + (2 * training + 1 if probability else training)
 

@@ -173,7 +173,7 @@ def resolve_layer(layer: ConvLayer, in_shape: tuple[int, int, int]) -> Geometry:
         if kernel[0] > highest or kernel[1] > widest:
             raise ParameterError(
                 f"kernel_size of {kernel[0]} x {kernel[1]} is larger than the {highest} x {widest} pixels the layer gets: "
-                f'choose at most {min(highest, widest)}, or "auto"'
+                f'choose at most {min(highest, widest)}, "auto", or preset "fast", which takes images of any size'
             )
     maps = [(side - k) // layer.stride + 1 for side, k in zip((height, width), kernel)]
     return Geometry(layer, in_shape, kernel, *_pool_edges(layer, *maps))
@@ -186,7 +186,10 @@ def _pool_edges(layer: ConvLayer, rows: int, cols: int) -> tuple[np.ndarray, np.
     if layer.pool_grid is not None:
         grid = layer.pool_grid
         if grid[0] > rows or grid[1] > cols:
-            raise ParameterError(f"pool_grid of {grid[0]} x {grid[1]} is finer than the {rows} x {cols} map it pools: choose at most that")
+            raise ParameterError(
+                f"pool_grid of {grid[0]} x {grid[1]} is finer than the {rows} x {cols} map it pools: choose at most that, larger images, "
+                'or preset "fast", which takes images of any size'
+            )
         return np.arange(grid[0] + 1) * rows // grid[0], np.arange(grid[1] + 1) * cols // grid[1]
     if layer.pool_size in AUTO_WINDOWS:
         side = -(-max(rows, cols) // AUTO_WINDOWS[layer.pool_size])
@@ -463,7 +466,8 @@ class Network:
             geometry = resolve_layers(layers, shape)
             network = cls(geometry, preprocess.resolve_preprocess(description["steps"]), mirror=description.get("mirror", False) is True)
             network.filters = [arrays[f"filters_{number}"] for number in range(1, len(geometry) + 1)]
-            network.biases = [np.zeros(g.layer.n_filters, np.float32) for g in geometry]
+            # as many as there are filters in the file, whatever number is declared
+            network.biases = [np.zeros(filters.shape[:1], np.float32) for filters in network.filters]
             for number in network._biased():
                 network.biases[number - 1] = arrays[f"bias_{number}"]
             network.info = [dict(info) for info in description["info"]]

@@ -101,9 +101,11 @@ def draw_patches(
             total += block.sum(axis=0)
             squares += block.T @ block
         if len(chosen.windows) < n_filters:
+            faint = "" if patch_norm is None else f"; with patch_norm={patch_norm:g} variances up to {_FAINT * patch_norm:g} are none: "
+            faint += "lower it, or scale small pixels up" if faint else ""
             raise FilterBankError(
                 f"n_filters must be at most the {len(chosen.windows)} different windows of {kernel[0]} x {kernel[1]} that are not (nearly) "
-                f"constant in the sample of {n_windows}, got {n_filters}: choose fewer filters, or give more images"
+                f"constant in the sample of {n_windows}, got {n_filters}: choose fewer filters, or give more images{faint}"
             )
         mean = total / n_windows
         whiten = _zca(squares / n_windows - np.outer(mean, mean), whitening)

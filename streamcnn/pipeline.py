@@ -35,11 +35,13 @@ from streamcnn.svm import StreamingSVC
 from streamcnn.system import trim_heap
 from streamcnn.threads import limit_blas
 from streamcnn.tracing import Trace
+from streamcnn.wide import WIDE
 
 logger = logging.getLogger("streamcnn")
 
 # raise one when the code of that stage changes what it computes
 STAGE_VERSIONS = {"filters": 1, "extract": 1, "pca": 1, "project": 1, "svm": 3}
+WIDE_VERSION = 1  # of the linear SVM of wide rows, besides
 SVM = ("C", "gamma", "class_weight", "n_landmarks", "probability")
 EXTRACTION = ("layers", "preprocess", "mirror", "seed", "device", "feature_dtype")
 
@@ -69,13 +71,16 @@ def stage_digests(fingerprint: str, settings: Settings, plan: Plan) -> dict[str,
     """Digest of each stage; equal digests mean equal results."""
     s, versions = settings.describe(), library_versions()
     digests, before = {}, fingerprint
-    mirror = ["mirror"] if settings.mirror else []  # digests of runs without it are older
+    # what only some runs depend on is in the digests of those alone: the others' are older
+    mirror = ["mirror"] if settings.mirror else []
+    patches = [versions["scipy"]] if any(layer.filters == "patches" for layer in settings.layers) else []
+    wide = ["wide", WIDE_VERSION] if plan.kernel == "linear" and plan.n_components > WIDE else []
     depends = {
-        "filters": [s["layers"], s["preprocess"], s["seed"], s["device"], versions["numpy"], versions["numba"], *mirror],
+        "filters": [s["layers"], s["preprocess"], s["seed"], s["device"], versions["numpy"], versions["numba"], *mirror, *patches],
         "extract": [s["feature_dtype"]],
         "pca": [plan.pca_solver, plan.n_components, s["n_jobs"], versions["scipy"], versions["scikit-learn"]],
         "project": [],
-        "svm": [plan.kernel, *(s[name] for name in SVM), s["n_jobs"], versions["scikit-learn"]],
+        "svm": [plan.kernel, *(s[name] for name in SVM), s["n_jobs"], versions["scikit-learn"], *wide],
     }
     for stage, parameters in depends.items():
         before = digests[stage] = digest_of(before, stage, STAGE_VERSIONS[stage], parameters)

@@ -67,6 +67,8 @@ class Plan(MemoryPlan):
             ("svm", "nystroem"): 'try fewer n_landmarks, or kernel="linear"',
             ("svm", "linear"): "try a smaller n_components",
         }
+        if self.pca_solver is None and self.kernel == "linear":
+            ways["svm", "linear"] = "try n_components=256, fewer filters or larger pooling cells"
         return ways.get((stage, str(self.pca_solver) if stage == "pca" else self.kernel), super()._way(stage))
 
     def notes(self) -> list[str]:

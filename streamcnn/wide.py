@@ -19,6 +19,7 @@ import numpy as np
 from scipy.linalg import get_lapack_funcs
 
 from streamcnn.checkpoint import Checkpoint
+from streamcnn.errors import DataError
 from streamcnn.newton import LinearProblem, LinearSolution, solve
 from streamcnn.quasinewton import FOUND, HISTORY, STEPS, minimise
 from streamcnn.rowinput import Pieces, blocks_of, is_rows
@@ -172,6 +173,9 @@ class WideSolver:
             self._products = self._sum_products()
             self._diagonal = self._products.diagonal().copy()
         a = self._products
+        if not factor * float(self._diagonal.max()) < np.finfo(a.dtype).max:  # no larger diagonal would do
+            C = factor / (2 * _ACTIVE)
+            raise DataError(f"C and weights of rows must have products with rows that {a.dtype} holds, got C = {C:.3g}: lower them")
         potrf, potrs = get_lapack_funcs(["potrf", "potrs"], [a])
         places, strips, lift = np.arange(len(a)), _strips(len(a)), 1.0
         while True:

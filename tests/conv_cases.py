@@ -235,6 +235,8 @@ CASES |= {
         make(2, (9, 8, 1), 3, (5, 3), np.float32),
         {"stride": 3, "padding": 2, "patch_norm": 100.0, "activation": "abs"},
     ),
+    # windows of padding alone, below the image and beside it
+    "normed, padding wider than the filters": (make(2, (4, 3, 2), 3, (2, 1)), {"padding": 3, "patch_norm": 5.0}),
     "normed, one pixel, one tap": (make(1, (1, 1, 1), 1, (1, 1)), {"patch_norm": 1.0}),
     "normed, deep": (make(17, (7, 7, 16), 9, (3, 3), np.float32), {"patch_norm": 1e3, "edges": windows(2), "padding": 1}),
     "normed, few images, filters beyond a tile": (

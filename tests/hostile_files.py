@@ -532,6 +532,7 @@ for _args in (
     ("no pool", ModelError, "pool_size must be", _layer(pool_grid=None, pool_size=0)),
     ("padding of a billion", ModelError, "padding must be at most", _layer(padding=10**9, kernel_size=10**9), True),
     ("a billion filters", ModelError, "the layer needs", _layer(n_filters=10**9), True),
+    ("filters beyond every address", ModelError, "the layer needs", _layer(n_filters=10**14), True),
     ("stride of nothing", ModelError, "stride must be", _layer(stride=0)),
     ("gain of infinity", ModelError, "Out of range|header|misstates|gain", _layer(gain=10**400)),
     ("unknown field", ModelError, "lacks or misstates", _layer(command="rm -rf")),

@@ -115,6 +115,15 @@ def test_filters_are_different_windows_that_are_not_constant():
         draw(images, 11, (3, 3), patch_norm=None)
 
 
+def test_pixels_too_small_for_the_norm_are_told_so():
+    """Floats from 0 to 1 are all too faint for a norm made for bytes: the error says so, and what to do."""
+    small = (RNG.integers(0, 256, (5, 6, 6, 1)) / 255).astype(np.float32)
+    with pytest.raises(FilterBankError, match="with patch_norm=100 variances up to 1 are none: lower it, or scale small pixels up"):
+        draw(small, 3, (3, 3), patch_norm=100.0)
+    with pytest.raises(FilterBankError, match=r"or give more images$"):
+        draw(0 * small, 3, (3, 3), patch_norm=None)
+
+
 def test_every_image_gives_windows_of_other_places(monkeypatch):
     """Of 30 equal images, one window each, come many different ones."""
     monkeypatch.setattr(patches, "N_WINDOWS", 30)

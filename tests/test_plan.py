@@ -9,12 +9,15 @@ import h5py
 import numpy as np
 import pytest
 
-from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, files, plan, stages
+from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, files, pipeline, plan, stages
 from streamcnn.errors import MemoryBudgetError, ParameterError, StoreError
 from streamcnn.images import open_images
 from streamcnn.kernels import cpu
 from streamcnn.ladder import svm_bytes
+from streamcnn.pipeline import library_versions, stage_digests
+from streamcnn.plan import make_plan
 from streamcnn.planning import CHUNK_SIZES, MemoryPlan, StagePlan, added, choose_chunk, reserve
+from streamcnn.presets import resolve_settings
 
 MIB = 1 << 20
 
@@ -128,14 +131,44 @@ def test_the_limit_a_refusal_names_is_enough_and_hardly_too_much(data, parameter
 
 
 def test_refusals_name_what_would_lower_the_need():
-    """Too wide for a Gram matrix: randomized; too many rows for an RBF SVM: linear; too wide a plane: fewer components."""
+    """Too wide for a Gram matrix: randomized; too many rows for an RBF SVM: linear; too wide a plane: components."""
     layers = [ConvLayer(32, 3, filters="random", activation="split", pool=None)]
     with pytest.raises(MemoryBudgetError, match=r'stage pca[\s\S]*Gram matrix[\s\S]*try pca_solver="randomized"'):
         plan(wide(20_001, (12, 12)), memory_limit="600MiB", layers=layers, pca_solver="covariance", n_components=10)
     with pytest.raises(MemoryBudgetError, match=r'stage svm .* try kernel="linear"'):
         plan(wide(20_000, (12, 12)), memory_limit="600MiB", layers=[ConvLayer(64, 5, filters="random", pool_size=2)], n_components=900)
-    with pytest.raises(MemoryBudgetError, match=r"stage svm .* try a smaller n_components"):
+    with pytest.raises(MemoryBudgetError, match=r"stage svm .* try n_components=256, fewer filters or larger pooling cells"):
         plan(wide(30_000, (12, 12)), memory_limit="700MiB", layers=layers, n_components=None)
+
+
+def test_wide_rows_are_read_more_often(data):
+    """Quasi-Newton steps take more passes than Newton's, and one for the products of features."""
+    layer = ConvLayer(64, 3, filters="random", pool_size=6)
+    narrow, broad = (
+        plan(data, memory_limit="8GiB", layers=layer, kernel="linear", n_components=n, pca_solver="randomized", keep_features=True)
+        for n in (8, None)
+    )
+    assert broad.n_components > 2048
+    assert broad.stage("svm").passes >= narrow.stage("svm").passes + 20
+
+
+def test_what_only_some_runs_depend_on_changes_no_digest_of_others(monkeypatch):
+    """SciPy draws patches, and the solver of wide rows has a version of its own: digests of runs without them stay."""
+
+    def digests(filters, n_components):
+        layer = ConvLayer(300, 3, filters=filters, pool=None)
+        settings = resolve_settings("fast", layers=layer, kernel="linear", n_components=n_components)
+        with open_images(np.zeros((4, 6, 6), np.uint8), [0, 1, 0, 1]) as source:
+            return stage_digests("data", settings, make_plan(source, settings, 8 << 30, None))
+
+    kinds = [("random", 2), ("random", None), ("patches", 2)]
+    before = [digests(*kind) for kind in kinds]
+    versions = library_versions()
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "library_versions", lambda: versions | {"scipy": "0"})
+        assert [digests(*kind)["filters"] == old["filters"] for kind, old in zip(kinds, before)] == [True, True, False]
+    monkeypatch.setattr(pipeline, "WIDE_VERSION", 0)
+    assert [digests(*kind)["svm"] == old["svm"] for kind, old in zip(kinds, before)] == [True, False, True]
 
 
 def test_a_process_that_holds_most_of_the_limit_is_told_so(data, held):

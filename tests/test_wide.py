@@ -118,6 +118,16 @@ def test_nan_is_refused():
         WideSolver(problem_of(rows, codes)).solve(1.0, 1e-4, 10)
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("weight, C", [(1.0, 1e37), (1e37, 1.0)])
+def test_what_float32_cannot_hold_is_refused(weight, C):
+    """A C, or weights, whose products with rows are infinite are one sentence: a factor was looked for for ever."""
+    rows, codes = overlapping(300, 40, 3, dtype=np.float32)
+    problem = problem_of(rows, codes, sample_weight=np.full(300, weight))
+    with pytest.raises(DataError, match="must have products with rows that float32 holds"):
+        WideSolver(problem).solve(C, 1e-4, 3)
+
+
 def test_memory_is_what_is_declared(monkeypatch):
     """Peak of allocations, the rows left out, is below the sum that the plan is told, and no tenth of it above it is hidden."""
     monkeypatch.setattr(wide, "_TILE", 256)

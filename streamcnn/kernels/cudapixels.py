@@ -157,7 +157,7 @@ def inverse_deviations(images, height, width, channels, kernel_rows, kernel_cols
         left = place % map_cols * stride - padding
         image = place // (map_rows * map_cols) * height
         first = total = squares = 0.0
-        if top >= 0 and left >= 0:
+        if top >= 0 and top < height and left >= 0 and left < width:
             first = float64(images[np.uint64(((image + top) * width + left) * channels)])
         for y in range(top, top + kernel_rows):
             for x in range(left, left + kernel_cols):
