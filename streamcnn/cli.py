@@ -22,7 +22,7 @@ def _common(parser: argparse.ArgumentParser, *, training: bool = False, data: bo
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, or naive (the slow reference)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads; all cores if left away")
     if training:
-        parser.add_argument("--preset", metavar="NAME", help="fast, faces (for changing light) or lee2017")
+        parser.add_argument("--preset", metavar="NAME", help="fast, faces (for changing light), patches (for natural images) or lee2017")
         parser.add_argument("--seed", type=int, default=0, metavar="N")
     if data:
         parser.add_argument("--images-key", metavar="KEY", help="data set of the images in an .h5 or .npz file")
@@ -73,6 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("--store", metavar="DIR", help="folder for features and finished stages, kept for later fits")
     fit.add_argument("--test", metavar="DATA2", help="labelled images to evaluate the model on")
     fit.add_argument("--resume", action="store_true", help="continue an interrupted fit; refuses other data or parameters")
+    fit.add_argument(
+        "--search",
+        metavar="TIME",
+        help="such as 15min, 90s or 1h: spend half of it trying presets and sizes on a sample, then fit the best of them in the rest; "
+        "with --preset, the sizes of that preset only",
+    )
     fit.add_argument("--verify-data", action="store_true", help="reread the images of finished shards; refuses when they have changed")
     _common(fit, training=True)
     _model_options(fit)
