@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from streamcnn.candidates import Search, ladder, parse_seconds
 from streamcnn.errors import FileError, ParameterError
 from streamcnn.evaluate import evaluate as evaluate_model
 from streamcnn.files import check_output_file, replacing, scratch_folder
@@ -23,7 +24,7 @@ from streamcnn.plan import make_plan
 from streamcnn.planning import MemoryPlan, StagePlan, added
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
-from streamcnn.search import Search, ladder, parse_seconds, stored_search
+from streamcnn.search import stored_search
 from streamcnn.stages import evaluate_claims
 from streamcnn.store import KINDS, FeatureStore, delete_store, way_out
 from streamcnn.system import resident_bytes
@@ -148,7 +149,7 @@ def _search(args: argparse.Namespace, source: ImageSource, limit: int, seconds: 
     # the fit's stages have the same names
     monitor.stage_peaks.clear()
     monitor.stage_planned.clear()
-    _say(str(found))
+    _say(str(found) if found.result["reused"] else found.verdict)
     return found
 
 

@@ -7,12 +7,18 @@ images: a candidate that is expected to take longer for it is left out, as is on
 the images do not allow. What is tried depends on the time, and so on the machine and its load; what comes of each trial does not.
 """
 
-import re
+import logging
 import time
-from dataclasses import dataclass, field, replace
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sklearn.exceptions import ConvergenceWarning
+
+from streamcnn.candidates import HEAD, Candidate, Search, Trial, ladder, line, parse_seconds
 from streamcnn.convfeatures import resolve_seed
 from streamcnn.errors import DataError, FilterBankError, MemoryBudgetError, ParameterError, StoreError
 from streamcnn.evaluate import evaluate
@@ -22,7 +28,7 @@ from streamcnn.memory import MemoryMonitor, resolve_limit
 from streamcnn.model import fit_model, interrupted
 from streamcnn.pipeline import check_same_data, digest_of
 from streamcnn.plan import check_labels, make_plan
-from streamcnn.presets import PRESETS, Settings, resolve_settings
+from streamcnn.presets import Settings
 from streamcnn.progress import Progress
 from streamcnn.selection import stratified_sample
 from streamcnn.store import FeatureStore
@@ -33,135 +39,9 @@ from streamcnn.untrusted import first_line
 SHARE = 0.5
 """Of the time given, what the search may use."""
 # images of the samples
-_LARGEST, _SMALLEST, _FACTOR = 16_000, 250, 4
+_SMALLEST, _LARGEST, _FACTOR = 1_000, 16_000, 4
 # of a class in a sample, as far as there are: with fewer none could be held out
 _LEAST = 5
-_FAST = PRESETS["fast"]["layers"][0].n_filters
-# (preset, sizes of its layer that are others, other parameters), in the order of what they cost on images of 32 x 32. Natural things are
-# their mirror images, digits and letters are not: patches are tried both ways
-LADDER: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
-    ("fast", {}, {}),
-    ("faces", {}, {}),
-    ("fast", {"n_filters": 2 * _FAST}, {}),
-    ("fast", {"pool_grid": (12, 12)}, {}),
-    ("fast", {"n_filters": 4 * _FAST}, {}),
-    ("lee2017", {}, {}),
-    *(("patches", {"n_filters": n}, {"mirror": mirror}) for n in (200, 400, 800, 1600) for mirror in (False, True)),
-)
-
-
-@dataclass
-class Trial:
-    """A fit on a part of the data: its images, accuracy on those held out, seconds of each stage, whether its SVM is an exact RBF one."""
-
-    n_images: int
-    accuracy: float
-    stage_seconds: dict[str, float]
-    rbf: bool
-
-    @property
-    def seconds(self) -> float:
-        return sum(self.stage_seconds.values())
-
-
-@dataclass
-class Candidate:
-    """A preset and what is changed of it: `parameters` for people, `keywords` for `StreamCNNClassifier`; and what came of it, samples
-    ascending, or why it is out."""
-
-    preset: str
-    parameters: dict[str, Any]
-    keywords: dict[str, Any]
-    settings: Settings
-    trials: list[Trial] = field(default_factory=list)
-    skipped: str | None = None
-
-    @property
-    def rank(self) -> tuple[int, float]:
-        """The larger the better: by the sample, then by the accuracy on it."""
-        return len(self.trials), self.trials[-1].accuracy if self.trials else 0.0
-
-    def expected_seconds(self, n_images: int) -> float:
-        """Of a fit of so many images: on the line through the last two trials, or with the slope of convolving and projecting alone where
-        that is steeper or there is one trial only; an exact RBF SVM takes time with the square of the images."""
-        if not self.trials:
-            return 0.0
-        last, before = self.trials[-1], self.trials[-2:][0]
-        n, more = last.n_images, n_images - last.n_images
-        svm = last.stage_seconds["svm"] if last.rbf else 0.0
-        slope = sum(last.stage_seconds.get(stage, 0.0) for stage in ("extract", "project")) / n
-        if n > before.n_images:
-            risen = last.seconds - before.seconds - (svm - before.stage_seconds["svm"] if last.rbf else 0.0)
-            slope = max(slope, risen / (n - before.n_images))
-        return last.seconds + slope * more + svm * ((n_images / n) ** 2 - 1)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One for each trial, and one for why it is out."""
-        head, empty = {"preset": self.preset, "parameters": self.parameters}, dict.fromkeys(("n_images", "accuracy", "seconds", "skipped"))
-        rows = [head | empty | {"n_images": t.n_images, "accuracy": t.accuracy, "seconds": t.seconds} for t in self.trials]
-        return rows + ([head | empty | {"skipped": self.skipped}] if self.skipped is not None else [])
-
-
-@dataclass
-class Search:
-    """What was found: `settings` of the best; as JSON `chosen`, all that was `tried`, seconds and the largest planned memory.
-
-    `keywords` give the same to the estimator: `StreamCNNClassifier(**found.keywords)`.
-    """
-
-    settings: Settings
-    keywords: dict[str, Any]
-    result: dict[str, Any]
-
-    def __str__(self):
-        head, chosen = f"{'preset':<8} {'changed':<30} {'images':>7} {'held out':>9} {'seconds':>8}", self.result["chosen"]
-        best = f"chosen: {chosen['preset']} ({_changed(chosen)}), {100 * chosen['accuracy']:.2f} % of the held-out images"
-        return "\n".join([head, *map(_line, self.result["tried"]), best])
-
-
-def _changed(row: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in row["parameters"].items()) or "as it is"
-
-
-def _line(row: dict[str, Any]) -> str:
-    """A row of the table for people."""
-    if row["skipped"] is None:
-        rest = f"{row['n_images']:>7} {100 * row['accuracy']:>7.2f} % {row['seconds']:>8.1f}"
-    else:
-        rest = f"left out: {row['skipped']}"
-    return f"{row['preset']:<8} {_changed(row):<30} {rest}"
-
-
-def parse_seconds(text: int | float | str) -> float:
-    """Seconds from a number or a text such as `"90s"`, `"15min"` or `"1.5h"`.
-
-    Raises
-    ------
-    ParameterError
-        When it is neither, or not positive.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)?", str(text).strip())
-    seconds = float(match[1]) * {"min": 60, "h": 3600}.get(match[2], 1) if match else 0.0
-    if seconds <= 0:
-        raise ParameterError(f'search must be a positive time such as "90s", "15min" or "1h", got {text!r}')
-    return seconds
-
-
-def ladder(preset: str | None = None, n_jobs: int = 1, seed: int = 0, **parameters: Any) -> list[Candidate]:
-    """What is tried, the cheapest first: all presets or the sizes of one; `parameters` are the same in each, as `resolve_settings` takes
-    them."""
-    if preset is not None:
-        resolve_settings(preset)  # refuses an unknown one
-    found: list[Candidate] = []
-    for name, sizes, others in LADDER:
-        if preset not in (None, name):
-            continue
-        layers = {"layers": tuple(replace(layer, **sizes) for layer in PRESETS[name]["layers"])} if sizes else {}
-        keywords = {"preset": name, **layers, **others} | {key: value for key, value in parameters.items() if value is not None}
-        settings = resolve_settings(n_jobs=n_jobs, seed=seed, **keywords)
-        if all(settings != other.settings for other in found):  # `parameters` may take away what makes the difference
-            found.append(Candidate(name, sizes | others, keywords, settings))
-    return found
 
 
 def search_settings(
@@ -200,33 +80,33 @@ def search_settings(
     """
     start, n, planned, errors = time.perf_counter(), source.n_samples, 0, []
     largest = min(n, _LARGEST)
-    sizes = [s for s in (largest // _FACTOR**i for i in (3, 2, 1)) if s >= _SMALLEST] + [largest]
+    sizes = [size for size in (largest // _FACTOR**2, largest // _FACTOR) if size >= _SMALLEST] + [largest]
     going = candidates
+    progress.say(HEAD)
     for number, size in enumerate(sizes):
         train, held = _samples(source, size, candidates[0].settings.seed)
+        # each sample has an equal share of the time, and what the ones before have left
+        end = start + SHARE * seconds * (number + 1) / len(sizes)
         for candidate in sorted(going, key=lambda c: c.rank, reverse=True):
-            left = SHARE * seconds - (time.perf_counter() - start)
-            is_first = candidate is candidates[0] and not candidate.trials
-            if candidate.expected_seconds(train.n_samples) >= left and not is_first:
+            said, is_first = len(candidate.rows()), candidate is candidates[0] and number == 0
+            if time.perf_counter() + candidate.expected_seconds(train.n_samples) >= end and not is_first:
                 candidate.skipped = f"no time left to try it on {train.n_samples} images"
-                continue
-            try:
-                trial, peak = _try(candidate.settings, source, train, held, limit, monitor, store_path)
-            except (ParameterError, DataError, FilterBankError, MemoryBudgetError, StoreError) as error:
-                if monitor.near_limit:
-                    raise
-                errors.append(error)
-                candidate.skipped = first_line(error)
             else:
-                planned = max(planned, peak)
-                candidate.trials.append(trial)
-                if (expected := candidate.expected_seconds(n)) > (1 - SHARE) * seconds:
-                    candidate.skipped = f"a fit of all {n} images would take about {expected:.0f} s"
-            for row in candidate.rows()[-1 if candidate.skipped is None or not candidate.trials else -2 :]:
-                progress.say(_line(row))
-        better = sorted((c for c in going if c.skipped is None), key=lambda c: c.rank, reverse=True)
-        if number > 0:
-            better = better[: -(-len(better) // 2)]
+                try:
+                    trial, peak = _try(candidate.settings, source, train, held, limit, monitor, store_path)
+                    candidate.trials.append(trial)
+                    planned = max(planned, peak)
+                    if (expected := candidate.expected_seconds(n)) > (1 - SHARE) * seconds:
+                        candidate.skipped = f"a fit of all {n} images would take about {expected:.0f} s"
+                except (ParameterError, DataError, FilterBankError, MemoryBudgetError, StoreError) as error:
+                    if monitor.near_limit:
+                        raise
+                    errors.append(error)
+                    candidate.skipped = first_line(error)
+            for row in candidate.rows()[said:]:
+                progress.say(line(row))
+        going = [candidate for candidate in going if candidate.skipped is None]
+        better = sorted(going, key=lambda c: c.rank, reverse=True)[: -(-len(going) // 2)]
         going = [candidate for candidate in going if any(candidate is other for other in better)]
     chosen = _best(source, candidates, limit, seconds - (time.perf_counter() - start), progress, store_path)
     if chosen is None:
@@ -270,11 +150,26 @@ def _try(
     progress = Progress(0, monitor)
     # a kernel's first use in a process takes seconds to compile or load it
     for _ in range(2 if kernels.pending_bytes(settings.preprocess, normed) else 1):
-        model, report = fit_model(train, settings, None, limit, progress, monitor, test=held)
+        with _quiet():
+            model, report = fit_model(train, settings, None, limit, progress, monitor, test=held)
     plan = report.plan
     with monitor.stage("evaluate", plan.planned("evaluate")), progress.bar("evaluate", held.n_samples) as update:
         accuracy = evaluate(model, held, plan.chunk_size, settings.n_jobs, settings.device, update, monitor)["accuracy"]
     return Trial(train.n_samples, accuracy, report.stage_seconds, full.kernel == "rbf"), plan.peak_bytes
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what is said of a fit that is for comparison only: on few rows many an SVM takes more passes than it may."""
+    logger = logging.getLogger("streamcnn")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        logger.setLevel(max(level, logging.WARNING))
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _best(

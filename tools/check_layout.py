@@ -18,7 +18,7 @@ kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters patches network arrays manifest shards shardcheck store checkpoint
 rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
 quasinewton wide nystroem selection ladder calibration svmsaved svm
-presets planning stages plan features progress pipeline model adding evaluate convfeatures search estimators demo reproduce
+presets planning stages plan features progress pipeline model adding evaluate convfeatures candidates search estimators demo reproduce
 warmup timing gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench commands cli __init__ __main__
 """.split()
 
