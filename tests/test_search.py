@@ -46,7 +46,12 @@ def faked(monkeypatch):
             return Trial(train.n_samples, accuracy, {"extract": took, "svm": 0.0}, False), 7
 
         monkeypatch.setattr(search, "_try", try_)
-        monkeypatch.setattr(search, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+        def perf_counter():
+            clock[0] += 1e-6
+            return clock[0]
+
+        monkeypatch.setattr(search, "time", SimpleNamespace(perf_counter=perf_counter))
         monkeypatch.setattr(search, "make_plan", lambda *a: None)
         source = open_images(np.zeros((n, 2, 2), np.uint8), np.arange(n) % 2)
         names = [Candidate(name, {}, {}, SimpleNamespace(preset=name, seed=0)) for name in facts]
@@ -66,7 +71,8 @@ def test_a_subset_is_the_rows_of_its_source(digits):
     assert (part.classes_[part.labels] == labels[rows]).all()
     assert part.classes_.tolist() == sorted(set(labels[rows].tolist()))
     assert part.fingerprint() == SubsetSource(source, rows).fingerprint()
-    assert len({part.fingerprint(), SubsetSource(source, rows[:-1]).fingerprint(), source.fingerprint()}) == 3
+    zeros = [np.flatnonzero(labels == 0)[[0, row]] for row in (1, 2)]  # equally many, of equal labels
+    assert len({SubsetSource(source, rows).fingerprint() for rows in zeros}) == 2
 
 
 def test_times(some):
@@ -123,6 +129,9 @@ def test_of_equals_the_cheaper_is_kept(faked):
     found, tried = faked(20_000, 1e6, {"a": (0.9, 1), "b": (0.9, 2), "c": (0.9, 3)})
     assert found.settings.preset == "a"
     assert tried[3:] == [("a", 3200), ("b", 3200), ("a", 12800)]
+    found, tried = faked(2000, 1e6, {"a": (0.9, 1), "b": (0.9, 2)})
+    assert len(tried) == 2
+    assert found.settings.preset == "a"
 
 
 def test_what_would_not_end_in_time_is_left_out(faked):
@@ -141,7 +150,7 @@ def test_the_search_ends_in_time(faked):
     assert [name for name, _ in tried] == ["a", "b", "c"]
     assert [row["skipped"] for row in found.result["tried"] if row["preset"] == "d"] == ["no time left to try it on 2400 images"]
     assert found.settings.preset == "c"
-    found, tried = faked(3000, 0.1, {"a": (0.5, 1), "b": (0.6, 1)})
+    found, tried = faked(3000, 1e-7, {"a": (0.5, 1), "b": (0.6, 1)})
     assert tried == [("a", 2400)]
     assert found.settings.preset == "a"
 
@@ -155,8 +164,8 @@ def test_what_does_not_fit_is_skipped_and_said_so(faked):
         faked(2000, 1e6, {"a": (0.5, 1)}, unfit=("a",))
 
 
-def test_the_plan_is_asked_first(some, monkeypatch):
-    """Settings whose plan for all images passes the limit are not tried, and nothing is convolved for them."""
+def test_all_images_are_planned_first(some, monkeypatch):
+    """Settings whose plan passes the limit for all images are not tried, even where a sample would fit; with the plan's reason."""
     monkeypatch.setattr(candidates, "LADDER", (*SMALL[:1], ("patches", {"n_filters": 1600}, {})))
     limit = resident_bytes() + (400 << 20)  # the products of 12,800 features take 625 MiB
     with MemoryMonitor(limit) as monitor:
@@ -164,6 +173,18 @@ def test_the_plan_is_asked_first(some, monkeypatch):
         assert monitor.peak_bytes < limit
     assert [row["skipped"] is None for row in found.result["tried"]] == [True, False]
     assert "stage svm needs" in found.result["tried"][1]["skipped"]
+
+    def make_plan(source, settings, *rest):
+        if source is some and settings.layers[0].n_filters == 8:
+            raise MemoryBudgetError("too much for all images")
+        return planned(source, settings, *rest)
+
+    planned = search.make_plan
+    monkeypatch.setattr(candidates, "LADDER", SMALL[:2])
+    monkeypatch.setattr(search, "make_plan", make_plan)
+    with MemoryMonitor() as monitor:
+        found = search.search_settings(some, ladder(n_jobs=1), 1 << 40, 600, Progress(0), monitor)
+    assert [row["skipped"] for row in found.result["tried"]] == [None, "too much for all images"]
 
 
 def test_a_trial_is_the_fit_of_its_rows(some, digits, monkeypatch):
