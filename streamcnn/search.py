@@ -26,6 +26,7 @@ from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels
 from streamcnn.memory import MemoryMonitor, resolve_limit
 from streamcnn.model import fit_model, interrupted
+from streamcnn.network import ConvLayer
 from streamcnn.pipeline import check_same_data, digest_of
 from streamcnn.plan import check_labels, make_plan
 from streamcnn.presets import Settings
@@ -85,8 +86,9 @@ def search_settings(
     progress.say(HEAD)
     for number, size in enumerate(sizes):
         train, held = _samples(source, size, candidates[0].settings.seed)
-        # each sample has an equal share of the time, and what the ones before have left
-        end = start + SHARE * seconds * (number + 1) / len(sizes)
+        # most are tried on the first sample: each has half of what is left, the last one all of it
+        now, end = time.perf_counter(), start + SHARE * seconds
+        end -= max(0.0, end - now) / 2 * (number + 1 < len(sizes))
         for candidate in sorted(going, key=lambda c: c.rank, reverse=True):
             said, is_first = len(candidate.rows()), candidate is candidates[0] and number == 0
             if time.perf_counter() + candidate.expected_seconds(train.n_samples) >= end and not is_first:
@@ -148,10 +150,12 @@ def _try(
     settings = replace(settings, **changed)
     normed = any(layer.patch_norm is not None for layer in settings.layers)
     progress = Progress(0, monitor)
-    # a kernel's first use in a process takes seconds to compile or load it
-    for _ in range(2 if kernels.pending_bytes(settings.preprocess, normed) else 1):
-        with _quiet():
-            model, report = fit_model(train, settings, None, limit, progress, monitor, test=held)
+    with _quiet():
+        if kernels.pending_bytes(settings.preprocess, normed):
+            # a kernel's first use in a process takes seconds to compile or load it: by a fit that takes little else
+            small = replace(settings, layers=(ConvLayer(1, patch_norm=1.0 if normed else None),), n_components=None, kernel="linear", C=1.0)
+            fit_model(train, small, None, limit, progress, monitor)
+        model, report = fit_model(train, settings, None, limit, progress, monitor, test=held)
     plan = report.plan
     with monitor.stage("evaluate", plan.planned("evaluate")), progress.bar("evaluate", held.n_samples) as update:
         accuracy = evaluate(model, held, plan.chunk_size, settings.n_jobs, settings.device, update, monitor)["accuracy"]
