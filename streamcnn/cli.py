@@ -74,6 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("--store", metavar="DIR", help="folder for features and finished stages, kept for later fits")
     fit.add_argument("--test", metavar="DATA2", help="labelled images to evaluate the model on")
     fit.add_argument("--resume", action="store_true", help="continue an interrupted fit; refuses other data or parameters")
+    fit.add_argument(
+        "--search",
+        metavar="TIME",
+        help="such as 15min, 90s or 1h: spend half of it trying presets and sizes on a sample, then fit the best of them in the rest; "
+        "with --preset, the sizes of that preset only",
+    )
     fit.add_argument("--verify-data", action="store_true", help="reread the images of finished shards; refuses when they have changed")
     _common(fit, training=True)
     _model_options(fit)

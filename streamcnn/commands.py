@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from streamcnn.candidates import Search, ladder, parse_seconds
 from streamcnn.errors import FileError, ParameterError, StoreError
 from streamcnn.evaluate import Tested, plan_testing, run_testing
 from streamcnn.evaluate import evaluate as evaluate_model
@@ -27,6 +28,7 @@ from streamcnn.planning import MemoryPlan, StagePlan, added
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
 from streamcnn.runrecord import record_evaluation
+from streamcnn.search import stored_search
 from streamcnn.stages import evaluate_claims
 from streamcnn.store import KINDS, FeatureStore, delete_store, way_out
 from streamcnn.system import resident_bytes
@@ -56,7 +58,8 @@ def _number(name: str, text: str | None) -> Any:
         raise ParameterError(f'{name} must be a number or "auto", got {text!r}') from None
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def _parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """What overrides a preset."""
     values: dict[str, Any] = {"device": args.device}
     if hasattr(args, "n_components"):
         components: Any = args.n_components
@@ -73,7 +76,11 @@ def _settings(args: argparse.Namespace) -> Settings:
         values["keep_features"], values["mirror"] = words[args.keep_features], words[args.mirror]
     if not 0 <= args.seed < 2**32:
         raise ParameterError(f"--seed must be a whole number from 0 to 2**32 - 1, got {args.seed}")
-    return resolve_settings(args.preset or "fast", n_jobs=resolve_n_jobs(args.threads), seed=args.seed, **values)
+    return values | {"n_jobs": resolve_n_jobs(args.threads), "seed": args.seed}
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    return resolve_settings(args.preset or "fast", **_parameters(args))
 
 
 def _image_shape(text: str | None) -> tuple[int, ...] | None:
@@ -120,14 +127,35 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
     settings, limit, model_path = _settings(args), resolve_limit(args.memory_limit), Path(args.model)
     check_output_file(model_path, "--model")
     store = Path(args.store) if args.store else model_path.with_name(model_path.name + ".store")
+    seconds = None if args.search is None else parse_seconds(args.search)
     with MemoryMonitor(limit) as monitor, _open(args, args.data, need_labels=True, store=store) as source:
         test = _open(args, args.test, need_labels=True) if args.test else None
+        found = None
+        if seconds is not None:
+            found = _search(args, source, limit, seconds, store, monitor)
+            settings = found.settings
         result, _ = _fit(args, source, test, settings, limit, store, model_path, monitor)
+        result["search"] = None
+        if found is not None:
+            result["search"] = found.result
+        if found is not None and not found.result["reused"]:
+            result["planned_peak_bytes"] = max(result["planned_peak_bytes"], found.result["planned_peak_bytes"])
     if not args.store:
         delete_store(store)
         result["store_bytes"] = None
     _say_result(result)
     return result
+
+
+def _search(args: argparse.Namespace, source: ImageSource, limit: int, seconds: float, store: Path, monitor: MemoryMonitor) -> Search:
+    """The best of what `--search` tries, its table said."""
+    candidates = ladder(args.preset, **_parameters(args))
+    found = stored_search(source, candidates, limit, seconds, Progress(1, monitor), monitor, store, args.resume)
+    # the fit's stages have the same names
+    monitor.stage_peaks.clear()
+    monitor.stage_planned.clear()
+    _say(str(found) if found.result["reused"] else found.verdict)
+    return found
 
 
 def _fit(

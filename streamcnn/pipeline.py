@@ -87,10 +87,15 @@ def stage_digests(fingerprint: str, settings: Settings, plan: Plan) -> dict[str,
     return digests
 
 
-def check_resume(store: FeatureStore, settings: Settings, fingerprint: str) -> None:
-    """Refuse to resume with other data or other extraction parameters, naming the difference."""
+def check_same_data(store: FeatureStore, fingerprint: str) -> None:
+    """Refuse to resume with other data."""
     if store.config.get("fingerprint") not in (None, fingerprint):
         raise StoreError(f"{store.path} was made from other data (size, time or labels differ): resume with the same, or fit afresh")
+
+
+def check_resume(store: FeatureStore, settings: Settings, fingerprint: str) -> None:
+    """Refuse to resume with other data or other extraction parameters, naming the difference."""
+    check_same_data(store, fingerprint)
     now = json.loads(json.dumps(settings.describe()))
     before = store.config.get("parameters", now)
     for name in EXTRACTION:
@@ -143,7 +148,7 @@ class Run:
         self.digests = stage_digests(fingerprint, settings, plan)
         assert source.classes_ is not None and source.labels is not None
         self.labels, self.classes = source.labels, source.classes_
-        self.report.resumed = bool(store.entries)
+        self.report.resumed = any(entry.get("stage") != "search" for entry in store.entries)
         # a fit is of its own images alone, and the classes and digests below are what additions refer to
         if store.additions():
             progress.say(f"images added to the fit in {store.path} are dropped: add them again after this one")

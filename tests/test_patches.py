@@ -286,7 +286,7 @@ def test_contrast_normalisation_serves_random_filters():
 
 @pytest.mark.parametrize("factor", [1, 255, 1e-3])
 def test_automatic_norm_follows_the_range_of_the_pixels(factor):
-    """"auto" is a tenth of the mean variance of windows, a number in what is saved; rows stay the same for pixels times any factor."""
+    """ "auto" is a tenth of the mean variance of windows, a number in what is saved; rows stay the same for pixels times any factor."""
     images = np.random.default_rng(0).uniform(0, 1, (12, 9, 8, 1)).astype(np.float32)
     layer = replace(LAYER, patch_norm="auto", n_filters=6)
     plain, times = (Network(resolve_layers([layer], (9, 8, 1)), ()) for _ in range(2))

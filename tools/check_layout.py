@@ -12,14 +12,14 @@ from pathlib import Path
 
 ORDER = """
 errors faults forking files h5files threads rows system drawing tracing memory h5layout untrusted
-labels imagetraps imagefiles sources arrayfiles h5text h5images images
+ labels imagetraps imagefiles sources arrayfiles h5text h5images images subset
 kernels.jit kernels kernels.half kernels.checksum kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
 kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters patches network arrays manifest shards shardcheck store checkpoint
 rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
  quasinewton wide nystroem selection ladder calibration svmsaved svm
- presets planning stages plan features progress runrecord pipeline model adding evaluate convfeatures estimators demo reproduce
- warmup timing cnn baseline gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench
+ presets planning stages plan features progress runrecord pipeline model adding evaluate convfeatures candidates search estimators demo
+ reproduce warmup timing cnn baseline gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench
  displays.base displays.fitted displays.runs displays.results displays recipe page report commands cli __init__ __main__
 """.split()
 

@@ -1,0 +1,144 @@
+"""What a search tries: presets and sizes, how each has fared, and the table of that."""
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from streamcnn.errors import ParameterError
+from streamcnn.presets import PRESETS, Settings, resolve_settings
+
+_FAST = PRESETS["fast"]["layers"][0].n_filters
+# (preset, sizes of its layer that are others, other parameters), in the order of what they cost. Natural things are their mirror images,
+# digits and letters are not: patches are tried both ways. Not 200 of them: their 1,600 features are not yet wide to the SVM, which
+# then took longer than with the 12,800 of 1,600
+LADDER: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+    ("fast", {}, {}),
+    ("faces", {}, {}),
+    ("fast", {"n_filters": 2 * _FAST}, {}),
+    ("lee2017", {}, {}),
+    ("patches", {"n_filters": 400}, {"mirror": False}),
+    ("patches", {"n_filters": 400}, {"mirror": True}),
+    ("fast", {"pool_grid": (12, 12)}, {}),
+    ("fast", {"n_filters": 4 * _FAST}, {}),
+    *(("patches", {"n_filters": n}, {"mirror": mirror}) for n in (800, 1600) for mirror in (False, True)),
+)
+
+
+@dataclass
+class Trial:
+    """A fit on a part of the data: its images, accuracy on those held out, seconds of each stage, whether its SVM is an exact RBF one."""
+
+    n_images: int
+    accuracy: float
+    stage_seconds: dict[str, float]
+    rbf: bool
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.stage_seconds.values())
+
+
+@dataclass
+class Candidate:
+    """A preset and what is changed of it: `parameters` for people, `keywords` for `StreamCNNClassifier`; and what came of it, samples
+    ascending, or why it is out."""
+
+    preset: str
+    parameters: dict[str, Any]
+    keywords: dict[str, Any]
+    settings: Settings
+    trials: list[Trial] = field(default_factory=list)
+    skipped: str | None = None
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """The larger the better: by the sample, then by the accuracy on it."""
+        return len(self.trials), self.trials[-1].accuracy if self.trials else 0.0
+
+    def expected_seconds(self, n_images: int) -> float:
+        """Of a fit of so many images: on the line through the last two trials, or with the slope of convolving and projecting alone where
+        that is steeper or there is one trial only; an exact RBF SVM takes time with the square of the images."""
+        if not self.trials:
+            return 0.0
+        last, before = self.trials[-1], self.trials[-2:][0]
+        n, more = last.n_images, n_images - last.n_images
+        svm = last.stage_seconds["svm"] if last.rbf else 0.0
+        slope = sum(last.stage_seconds.get(stage, 0.0) for stage in ("extract", "project")) / n
+        if n > before.n_images:
+            risen = last.seconds - before.seconds - (svm - before.stage_seconds["svm"] if last.rbf else 0.0)
+            slope = max(slope, risen / (n - before.n_images))
+        return last.seconds + slope * more + svm * ((n_images / n) ** 2 - 1)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each trial, and one for why it is out."""
+        head, empty = {"preset": self.preset, "parameters": self.parameters}, dict.fromkeys(("n_images", "accuracy", "seconds", "skipped"))
+        rows = [head | empty | {"n_images": t.n_images, "accuracy": t.accuracy, "seconds": t.seconds} for t in self.trials]
+        return rows + ([head | empty | {"skipped": self.skipped}] if self.skipped is not None else [])
+
+
+HEAD = f"{'preset':<8} {'changed':<30} {'images':>7} {'held out':>9} {'seconds':>8}"
+
+
+@dataclass
+class Search:
+    """What was found: `settings` of the best; as JSON `chosen`, all that was `tried`, seconds and the largest planned memory.
+
+    `keywords` give the same to the estimator: `StreamCNNClassifier(**found.keywords)`.
+    """
+
+    settings: Settings
+    keywords: dict[str, Any]
+    result: dict[str, Any]
+
+    def __str__(self):
+        return "\n".join([HEAD, *map(line, self.result["tried"]), self.verdict])
+
+    @property
+    def verdict(self) -> str:
+        chosen = self.result["chosen"]
+        return f"chosen: {chosen['preset']} ({_changed(chosen)}), {100 * chosen['accuracy']:.2f} % of the held-out images"
+
+
+def _changed(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in row["parameters"].items()) or "as it is"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table for people."""
+    if row["skipped"] is None:
+        rest = f"{row['n_images']:>7} {100 * row['accuracy']:>7.2f} % {row['seconds']:>8.1f}"
+    else:
+        rest = f"left out: {row['skipped']}"
+    return f"{row['preset']:<8} {_changed(row):<30} {rest}"
+
+
+def parse_seconds(text: int | float | str) -> float:
+    """Seconds from a number or a text such as `"90s"`, `"15min"` or `"1.5h"`.
+
+    Raises
+    ------
+    ParameterError
+        When it is neither, or not positive.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)?", str(text).strip())
+    seconds = float(match[1]) * {"min": 60, "h": 3600}.get(match[2], 1) if match else 0.0
+    if seconds <= 0:
+        raise ParameterError(f'search must be a positive time such as "90s", "15min" or "1h", got {text!r}')
+    return seconds
+
+
+def ladder(preset: str | None = None, n_jobs: int = 1, seed: int = 0, **parameters: Any) -> list[Candidate]:
+    """What is tried, the cheapest first: all presets or the sizes of one; `parameters` are the same in each, as `resolve_settings` takes
+    them."""
+    if preset is not None:
+        resolve_settings(preset)  # refuses an unknown one
+    found: list[Candidate] = []
+    for name, sizes, others in LADDER:
+        if preset not in (None, name):
+            continue
+        layers = {"layers": tuple(replace(layer, **sizes) for layer in PRESETS[name]["layers"])} if sizes else {}
+        keywords = {"preset": name, **layers, **others} | {key: value for key, value in parameters.items() if value is not None}
+        settings = resolve_settings(n_jobs=n_jobs, seed=seed, **keywords)
+        if all(settings != other.settings for other in found):  # `parameters` may take away what makes the difference
+            found.append(Candidate(name, sizes | others, keywords, settings))
+    return found

@@ -1,0 +1,277 @@
+"""Trying presets and sizes on a sample of the training data; what recognises its held-out part best is kept.
+
+The sample is stratified by label, chosen by a hash of seed and row number, and a fifth of it is held out. Candidates are dropped by
+successive halving (Jamieson & Talwalkar 2016): all are tried on a small sample, which tells what they take, and on one four times as
+large; the better half of them on the next, and so on. Of the time given, half is for that and half for the fit of the best on all
+images: a candidate that is expected to take longer for it is left out, as is one that does not fit the memory limit, or whose sizes
+the images do not allow. What is tried depends on the time, and so on the machine and its load; what comes of each trial does not.
+"""
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sklearn.exceptions import ConvergenceWarning
+
+from streamcnn.candidates import HEAD, Candidate, Search, Trial, ladder, line, parse_seconds
+from streamcnn.convfeatures import resolve_seed
+from streamcnn.errors import DataError, FilterBankError, MemoryBudgetError, ParameterError, StoreError
+from streamcnn.evaluate import evaluate
+from streamcnn.images import ImageSource, open_images
+from streamcnn.kernels import get_kernels
+from streamcnn.memory import MemoryMonitor, resolve_limit
+from streamcnn.model import fit_model, interrupted
+from streamcnn.network import ConvLayer
+from streamcnn.pipeline import check_same_data, digest_of
+from streamcnn.plan import check_labels, make_plan
+from streamcnn.presets import Settings
+from streamcnn.progress import Progress
+from streamcnn.selection import stratified_sample
+from streamcnn.store import FeatureStore
+from streamcnn.subset import SubsetSource
+from streamcnn.threads import resolve_n_jobs
+from streamcnn.untrusted import first_line
+
+SHARE = 0.5
+"""Of the time given, what the search may use."""
+# images of the samples
+_SMALLEST, _LARGEST, _FACTOR = 1_000, 16_000, 4
+# of a class in a sample, as far as there are: with fewer none could be held out
+_LEAST = 5
+
+
+def search_settings(
+    source: ImageSource,
+    candidates: list[Candidate],
+    limit: int,
+    seconds: float,
+    progress: Progress,
+    monitor: MemoryMonitor,
+    store_path: Path | None = None,
+) -> Search:
+    """Try candidates, each within `limit` bytes of the process; see the head of this module.
+
+    Parameters
+    ----------
+    source : ImageSource
+        The training data, with labels.
+    candidates : list of Candidate
+        The cheapest first; of equals the first is kept.
+    limit : int
+    seconds : float
+        For this and for the fit of what is chosen. The first candidate is tried even where they are too few.
+    progress : Progress
+        Told of every trial.
+    monitor : MemoryMonitor
+        Entered by the caller.
+    store_path : Path or None
+        Where the fit will be: its disk is looked at.
+
+    Raises
+    ------
+    DataError
+        When the data have too few images of each class.
+    StreamCNNError
+        That of the first candidate, when none can be tried.
+    """
+    start, n, planned, errors = time.perf_counter(), source.n_samples, 0, []
+    largest = min(n, _LARGEST)
+    sizes = [size for size in (largest // _FACTOR**2, largest // _FACTOR) if size >= _SMALLEST] + [largest]
+    going = candidates
+    progress.say(HEAD)
+    for number, size in enumerate(sizes):
+        train, held = _samples(source, size, candidates[0].settings.seed)
+        # most are tried on the first sample: each has half of what is left, the last one all of it
+        now, end = time.perf_counter(), start + SHARE * seconds
+        end -= max(0.0, end - now) / 2 * (number + 1 < len(sizes))
+        for candidate in sorted(going, key=lambda c: c.rank, reverse=True):
+            said, is_first = len(candidate.rows()), candidate is candidates[0] and number == 0
+            if time.perf_counter() + candidate.expected_seconds(train.n_samples) >= end and not is_first:
+                candidate.skipped = f"no time left to try it on {train.n_samples} images"
+            else:
+                try:
+                    trial, peak = _try(candidate.settings, source, train, held, limit, monitor, store_path)
+                    candidate.trials.append(trial)
+                    planned = max(planned, peak)
+                    if (expected := candidate.expected_seconds(n)) > (1 - SHARE) * seconds:
+                        candidate.skipped = f"a fit of all {n} images would take about {expected:.0f} s"
+                except (ParameterError, DataError, FilterBankError, MemoryBudgetError, StoreError) as error:
+                    if monitor.near_limit:
+                        raise
+                    errors.append(error)
+                    candidate.skipped = first_line(error)
+            for row in candidate.rows()[said:]:
+                progress.say(line(row))
+        going = [candidate for candidate in going if candidate.skipped is None]
+        better = sorted(going, key=lambda c: c.rank, reverse=True)[: -(-len(going) // 2)]
+        going = [candidate for candidate in going if any(candidate is other for other in better)]
+    chosen = _best(source, candidates, limit, seconds - (time.perf_counter() - start), progress, store_path)
+    if chosen is None:
+        raise errors[0]
+    used = time.perf_counter() - start
+    head = {"preset": chosen.preset, "parameters": chosen.parameters, "accuracy": chosen.trials[-1].accuracy}
+    result: dict[str, Any] = {"chosen": head, "seconds": used, "planned_peak_bytes": planned, "reused": False}
+    result["tried"] = [row for candidate in candidates for row in candidate.rows()]
+    return Search(chosen.settings, chosen.keywords, result)
+
+
+def _samples(source: ImageSource, size: int, seed: int) -> tuple[SubsetSource, SubsetSource]:
+    """Images to fit and images held out, of a sample of about `size`."""
+    n_classes = check_labels(source)
+    rows, held_out = stratified_sample(source.labels, n_classes, seed, size, least=_LEAST)  # type: ignore[arg-type]
+    train, held = SubsetSource(source, rows[~held_out]), SubsetSource(source, rows[held_out])
+    if train.classes_ is None or len(train.classes_) < 2:
+        raise DataError(
+            f"to hold images out, a search needs 2 classes of 2 images at least, got {source.n_samples} images: choose a preset"
+        )
+    return train, held
+
+
+def _try(
+    settings: Settings,
+    source: ImageSource,
+    train: SubsetSource,
+    held: SubsetSource,
+    limit: int,
+    monitor: MemoryMonitor,
+    store_path: Path | None,
+) -> tuple[Trial, int]:
+    """A trial as the fit of all images would be, with its planned peak in bytes; refuses what that could not be."""
+    full, kernels = make_plan(source, settings, limit, store_path), get_kernels(settings.device)
+    # by their own number of rows they would get another kernel than all images
+    changed: dict[str, Any] = {"kernel": full.kernel}
+    if full.pca_solver is not None:
+        changed |= {"pca_solver": full.pca_solver, "n_components": min(full.n_components, train.n_samples)}
+    settings = replace(settings, **changed)
+    normed = any(layer.patch_norm is not None for layer in settings.layers)
+    progress = Progress(0, monitor)
+    with _quiet():
+        if kernels.pending_bytes(settings.preprocess, normed):
+            # a kernel's first use in a process takes seconds to compile or load it: by a fit that takes little else
+            small = replace(settings, layers=(ConvLayer(1, patch_norm=1.0 if normed else None),), n_components=None, kernel="linear", C=1.0)
+            fit_model(train, small, None, limit, progress, monitor)
+        model, report = fit_model(train, settings, None, limit, progress, monitor, test=held)
+    plan = report.plan
+    with monitor.stage("evaluate", plan.planned("evaluate")), progress.bar("evaluate", held.n_samples) as update:
+        accuracy = evaluate(model, held, plan.chunk_size, settings.n_jobs, settings.device, update, monitor)["accuracy"]
+    return Trial(train.n_samples, accuracy, report.stage_seconds, full.kernel == "rbf"), plan.peak_bytes
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what is said of a fit that is for comparison only: on few rows many an SVM takes more passes than it may."""
+    logger = logging.getLogger("streamcnn")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        logger.setLevel(max(level, logging.WARNING))
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _best(
+    source: ImageSource, candidates: list[Candidate], limit: int, seconds: float, progress: Progress, store_path: Path | None
+) -> Candidate | None:
+    """The best of those tried whose fit is expected to end in time, else the quickest; None when none was tried or none fits now."""
+    n, ranked = source.n_samples, sorted((c for c in candidates if c.trials), key=lambda c: c.rank, reverse=True)
+    slow = [c for c in ranked if c.expected_seconds(n) > seconds]
+    if ranked and len(slow) == len(ranked):
+        progress.say(f"no fit of all {n} images is expected to end in the {max(seconds, 0):.0f} s left: the quickest is taken")
+    for candidate in [c for c in ranked if c not in slow] + sorted(slow, key=lambda c: c.expected_seconds(n)):
+        try:
+            make_plan(source, candidate.settings, limit, store_path)  # this process may hold more by now
+        except (MemoryBudgetError, StoreError) as error:
+            candidate.skipped = first_line(error)
+        else:
+            return candidate
+    return None
+
+
+def stored_search(
+    source: ImageSource,
+    candidates: list[Candidate],
+    limit: int,
+    seconds: float,
+    progress: Progress,
+    monitor: MemoryMonitor,
+    store_path: Path,
+    resume: bool = False,
+) -> Search:
+    """`search_settings`, which a store keeps as a finished stage: the same search of the same data is not made again there.
+
+    Raises
+    ------
+    StoreError
+        With `resume`, when the store was made from other data.
+    """
+    fingerprint, existed, fresh = source.fingerprint(), store_path.exists(), not (store_path / "config.json").exists()
+    digest = digest_of(fingerprint, "search", seconds, [candidate.settings.describe() for candidate in candidates])
+    with FeatureStore.create(store_path) if fresh else FeatureStore(store_path) as store:
+        if not fresh:
+            store.lock()
+        if resume:
+            check_same_data(store, fingerprint)
+        if (found := _found_before(store.finished("search", digest), candidates)) is not None:
+            progress.say("search  : finished before with the same data and time, reused")
+            return found
+        try:
+            found = search_settings(source, candidates, limit, seconds, progress, monitor, store_path)
+        except BaseException as error:
+            if fresh and not existed:
+                store.delete()
+            if isinstance(error, KeyboardInterrupt):
+                raise interrupted("search", None) from None
+            raise
+        number = next(i for i, candidate in enumerate(candidates) if candidate.settings == found.settings)
+        store.finish("search", digest, number=number, result=found.result)
+        return found
+
+
+def _found_before(entry: dict[str, Any] | None, candidates: list[Candidate]) -> Search | None:
+    """A search as a store keeps it; None where it keeps none, or one that makes no sense, as stores may come from strangers."""
+    try:
+        chosen, result = candidates[entry["number"]], entry["result"] | {"reused": True}  # type: ignore[index]
+        found = Search(chosen.settings, chosen.keywords, result)
+        return found if str(found) else None
+    except (TypeError, KeyError, IndexError, ValueError, AttributeError):
+        return None
+
+
+def search(
+    data, labels=None, *, seconds: float | str = "15min", preset: str | None = None, memory_limit: int | str | None = None, **parameters
+) -> Search:
+    """The preset and sizes that recognise held-out images of these training data best; nothing is written.
+
+    Parameters
+    ----------
+    data, labels
+        As `open_images` takes them.
+    seconds : float or str
+        For the search and a fit of all images afterwards, such as `"15min"`.
+    memory_limit : int, str or None
+        Of the process, for the search and the fit; None for `memory.default_limit()`.
+    preset : str or None
+        Try the sizes of one preset only.
+    **parameters
+        Of `StreamCNNClassifier`; the same in all that is tried.
+
+    Returns
+    -------
+    Search
+        Printing it shows what was tried; `StreamCNNClassifier(**found.keywords)` has what was found.
+    """
+    limit, n_jobs = resolve_limit(memory_limit), resolve_n_jobs(parameters.pop("n_jobs", None))
+    image_shape, seed = parameters.pop("image_shape", None), resolve_seed(parameters.pop("random_state", None))
+    verbose, candidates = parameters.pop("verbose", 0), ladder(preset, n_jobs, seed, **parameters)
+    opening = {"image_shape": image_shape, "need_labels": True, "memory_limit": limit}
+    with MemoryMonitor(limit) as monitor, open_images(data, labels, **opening) as source:
+        found = search_settings(source, candidates, limit, parse_seconds(seconds), Progress(verbose, monitor), monitor)
+    found.keywords |= {"memory_limit": memory_limit, "image_shape": image_shape, "n_jobs": n_jobs, "random_state": seed, "verbose": verbose}
+    return found
