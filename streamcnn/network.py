@@ -492,6 +492,8 @@ def _check_sizes(image_shape: tuple[Any, ...], layers: list[ConvLayer]) -> None:
         raise DataError(f"image_shape must be three positive whole numbers whose product is at most {_MOST_VALUES}, got {image_shape}")
     for layer in layers:
         layer.check()
+        if layer.patch_norm == "auto":
+            raise DataError('patch_norm of a saved network must be a number or None, got "auto": train it again')
         if layer.padding > _MOST_PADDING:
             raise DataError(f"padding must be at most {_MOST_PADDING}, got {layer.padding}")
 

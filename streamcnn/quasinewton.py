@@ -75,7 +75,10 @@ class _State:
                 q *= along / (change @ next(solved))
             for (step, change, along), part in zip(known, reversed(of_pairs)):
                 q += (part - change @ q / along) * step
-            self.directions[c], self.slopes[c] = -q, -float(self.gradients[c] @ q)
+            slope = -float(self.gradients[c] @ q)
+            if slope > 0:  # rounding has turned it uphill: down the gradient, and what is known of the curvature begins anew
+                q, slope, self.n_pairs[c] = self.gradients[c].copy(), -float(self.gradients[c] @ self.gradients[c]), 0
+            self.directions[c], self.slopes[c] = -q, slope
 
     def shorten(self, c: int, values: np.ndarray) -> None:
         """Keep that part of the direction which of `values` at `STEPS` is the best."""

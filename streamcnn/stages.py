@@ -155,7 +155,9 @@ def drawing_claims(source: ImageSource, network: Network, n_jobs: int, kernels) 
     scratch = {name: size for name, size in source.scratch_bytes(sample).items() if name not in _HELD}
     bank = max((patch_bytes if g.layer.filters == "patches" else selection_bytes)(g.filters_shape) for g in network.geometry)
     probing = sum(network.buffer_bytes(min(DRAW_CHUNK, sample), n_jobs, kernels).values())
-    return added({"sample of images": sample * image_bytes(source), "filter bank": max(bank, 2 * probing)}, scratch)
+    # windows are drawn from what the layers below make of the sample, whose buffers are held meanwhile
+    drawing = bank + probing if any(g.layer.filters == "patches" for g in network.geometry) else bank
+    return added({"sample of images": sample * image_bytes(source), "filter bank": max(drawing, 2 * probing)}, scratch)
 
 
 def fitted_pca_bytes(n_features: int, n_components: int) -> int:

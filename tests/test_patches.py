@@ -298,5 +298,7 @@ def test_automatic_norm_follows_the_range_of_the_pixels(factor):
     # all windows of so few images are in the sample
     np.testing.assert_allclose(found, 0.1 * variances.mean(), rtol=1e-9)
     rows = [n.transform(x, n.allocate(12, 1, cpu), cpu).copy() for n, x in ((plain, images), (times, scaled))]
+    with pytest.raises(DataError, match='patch_norm of a saved network must be a number or None, got "auto"'):
+        Network.from_arrays(plain.describe() | {"layers": [layer_to_dict(layer)]}, plain.to_arrays())
     # products with a factor are rounded once more, and windows of the same priority chosen alike
     np.testing.assert_allclose(rows[1], rows[0], atol=1e-4)
