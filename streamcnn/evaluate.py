@@ -123,7 +123,7 @@ def run_testing(
         scores = np.stack([-decisions, decisions], axis=1) / 2 if decisions.ndim == 1 else decisions
         rows, predicted = np.arange(len(scores)), model.labels_of(decisions)
         known = true >= 0
-        rivals = np.where(rows[:, None] * 0 + np.arange(scores.shape[1]) == predicted[:, None], -np.inf, scores).argmax(axis=1)
+        rivals = np.where(np.arange(scores.shape[1]) == predicted[:, None], -np.inf, scores).argmax(axis=1)
         rivals = np.where(known & (true != predicted), true, rivals)
         margins = scores[rows, predicted] - scores[rows, rivals]
         for right, chosen in ((True, known & (true == predicted)), (False, known & (true != predicted))):

@@ -114,7 +114,7 @@ def resolve_settings(preset: str = "fast", n_jobs: int = 1, seed: int = 0, **ove
     """
     if preset not in PRESETS:
         raise ParameterError(f"preset must be one of {', '.join(sorted(PRESETS))}, got {preset!r}")
-    values = dict(PRESETS[preset])
+    values = {"mirror": False} | PRESETS[preset]
     for name, value in overrides.items():
         explicit = value is not None and not (isinstance(value, str) and value == "auto")
         if explicit or name not in values or (name == "n_components" and value is None):
@@ -135,7 +135,7 @@ def resolve_settings(preset: str = "fast", n_jobs: int = 1, seed: int = 0, **ove
     for name, allowed in (("pca_solver", PCA_SOLVERS), ("kernel", KERNELS), ("device", DEVICES), ("feature_dtype", FEATURE_DTYPES)):
         if name in values and values[name] not in allowed:
             raise ParameterError(f"{name} must be one of {', '.join(allowed)}, got {values[name]!r}")
-    if values.get("mirror", False) not in (True, False):
+    if values["mirror"] not in (True, False):
         raise ParameterError(f"mirror must be True, False or None (the preset's), got {values['mirror']!r}")
     if values.get("keep_features", "auto") not in (True, False, "auto"):
         raise ParameterError(f'keep_features must be True, False or "auto", got {values["keep_features"]!r}')

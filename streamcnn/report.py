@@ -179,7 +179,7 @@ class _Report:
         figures = []
         for layer in range(1, len(network.filters) + 1):
             for name, display, caption in (
-                ("filters of", FilterBankDisplay, "Random filters of layer {}, as applied: red is positive, blue negative."),
+                ("filters of", FilterBankDisplay, "Filters of layer {}, as applied: red is positive, blue negative."),
                 ("similarity in", SimilarityDisplay, "Similarity of each two filters of layer {}, eq. (2) of Lee & Lee (2017)."),
             ):
                 draw = partial(display.of_network, network, layer)

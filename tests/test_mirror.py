@@ -7,6 +7,7 @@ from sklearn.svm import LinearSVC
 from test_network import CPU, IMAGES, LAYERS, rows_of
 
 from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, load_model
+from streamcnn.cli import main
 from streamcnn.errors import ParameterError, StoreError
 from streamcnn.kernels import get_kernels
 from streamcnn.network import Network, resolve_layers
@@ -71,6 +72,16 @@ def test_a_model_keeps_it(tmp_path):
         StreamCNNClassifier(mirror=False, **make).fit(IMAGES, y, resume=True)
     assert "mirror" not in resolve_settings("fast").describe()
     assert "mirror" not in drawn(LAYERS, False).describe()
+
+
+@pytest.mark.parametrize("preset", ["fast", "faces", "patches", "lee2017"])
+def test_left_alone_it_is_the_presets(preset, tmp_path):
+    """None in Python and no flag on the command line are the preset's own choice, a flag overrides it."""
+    np.savez(tmp_path / "d.npz", X=np.zeros((20, 16, 16), np.uint8), y=np.arange(20) % 2)
+    for value in (None, "auto"):
+        assert resolve_settings(preset, mirror=value).mirror == (preset == "patches")
+    for flag in ([], ["--mirror", "yes"], ["--mirror", "no"]):
+        assert main(["plan", str(tmp_path / "d.npz"), "--preset", preset, "--memory-limit", "8GiB", *flag]) == 0
 
 
 def test_a_wrong_value_is_refused():
