@@ -186,7 +186,7 @@ def test_plan_runs_nothing_and_shows_the_table(trained):
         (["fit", "{nan}", "--model", "{out}"], "NaN"),
         (["fit", "{short}", "--model", "{out}"], "labels"),
         (["fit", "{train}", "--model", "{out}", "--n-components", "5000"], "n_components must be at most"),
-        (["fit", "{train}", "--model", "{out}", "--preset", "best"], "preset must be one of faces, fast, lee2017, got 'best'"),
+        (["fit", "{train}", "--model", "{out}", "--preset", "best"], "preset must be one of faces, fast, lee2017, patches, got 'best'"),
         (["fit", "{train}", "--model", "{out}", "--preset", "lee2017"], "layer 2: kernel_size of 5 x 5 is larger than the 2 x 2"),
         (["fit", "{train}", "--model", "{out}", "--memory-limit", "12 bananas"], "memory_limit must be a positive number"),
         (["fit", "{train}", "--model", "{nodir}/m.h5"], "does not exist; create it first"),

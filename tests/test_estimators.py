@@ -218,7 +218,7 @@ def test_features_are_float32_rows_rounded_to_their_dtype(digits):
 @pytest.mark.parametrize(
     ("parameters", "error", "text"),
     [
-        ({"preset": "best"}, ParameterError, "preset must be one of faces, fast, lee2017, got 'best'"),
+        ({"preset": "best"}, ParameterError, "preset must be one of faces, fast, lee2017, patches, got 'best'"),
         ({"n_components": 10**6}, ParameterError, r"n_components must be at most min\(images, features\)"),
         ({"n_components": 0}, ParameterError, "n_components must be a positive whole number"),
         ({"memory_limit": "12 bananas"}, ParameterError, "memory_limit must be a positive number of bytes"),
