@@ -159,7 +159,7 @@ def test_an_interrupted_call_made_again_adds_once(tmp_path, parts, monkeypatch, 
                 FeatureStore, "writing", lambda self, kind, shard, *rest: written(self, kind, shard, *rest) if shard < 2 else stop()
             )
         elif where == "training":
-            patch.setattr("streamcnn.svm.solve", stop)
+            patch.setattr("streamcnn.svm.linear_solver", stop)
         elif where == "saving":
             patch.setattr("streamcnn.model.save_arrays", stop)
         elif where == "recording":
@@ -185,7 +185,7 @@ def test_after_an_interruption_other_images_may_come(tmp_path, parts, monkeypatc
     whole = make(tmp_path / "a").fit(*first).partial_fit(more[:200], more_labels[:200])
     classifier = make(tmp_path / "b").fit(*first)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("streamcnn.svm.solve", stop)
+        patch.setattr("streamcnn.svm.linear_solver", stop)
         classifier.partial_fit(more, more_labels)
     assert_same_model(classifier.partial_fit(more[:200], more_labels[:200]), whole)
     assert len(kept_rows(tmp_path / "b")) == 900
