@@ -79,7 +79,7 @@ class Candidate:
 HEAD = f"{'preset':<8} {'changed':<30} {'images':>7} {'held out':>9} {'seconds':>8}"
 
 
-@dataclass
+@dataclass(repr=False)
 class Search:
     """What was found: `settings` of the best; as JSON `chosen`, all that was `tried`, seconds and the largest planned memory.
 
@@ -92,6 +92,8 @@ class Search:
 
     def __str__(self):
         return "\n".join([HEAD, *map(line, self.result["tried"]), self.verdict])
+
+    __repr__ = __str__
 
     @property
     def verdict(self) -> str:

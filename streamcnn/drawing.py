@@ -1,6 +1,8 @@
 """What all pictures share: colours that colour-blind eyes tell apart, text, and the one place that asks for matplotlib."""
 
 import html
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 from streamcnn.errors import NotInstalledError
@@ -43,8 +45,28 @@ def printable(text: Any) -> str:
 
 def facts_html(facts: dict[str, Any]) -> str:
     """Names and values as an HTML table, for notebooks."""
-    rows = (f"<tr><th>{html.escape(printable(name))}</th><td>{html.escape(printable(value))}</td></tr>" for name, value in facts.items())
-    return f"<table>{''.join(rows)}</table>"
+    return table_html(facts.items(), tags=("th", "td"))
 
 
-__all__ = ["AMOUNTS", "COLOURS", "LIMIT_COLOUR", "SIGNED", "axes_of", "facts_html", "printable", "require_matplotlib"]
+def table_html(
+    rows: Iterable[Iterable[Any]], head: Iterable[str] = (), tags: Iterable[str] = repeat("td"), left: Iterable[int] = (0, 1)
+) -> str:
+    """Rows of values as an HTML table, for notebooks, which push all cells to the right that do not say otherwise.
+
+    `tags` are of the cells of a row; cells of the columns `left` stand to the left.
+    """
+    left = set(left)
+
+    def line(cells: Iterable[Any], tags: Iterable[str]) -> str:
+        parts = []
+        for column, (cell, tag) in enumerate(zip(cells, tags)):
+            side = ' style="text-align:left"' if column in left else ""
+            parts.append(f"<{tag}{side}>{html.escape(printable(cell))}</{tag}>")
+        return f"<tr>{''.join(parts)}</tr>"
+
+    head = list(head)
+    top = f"<thead>{line(head, ['th'] * len(head))}</thead>" if head else ""
+    return f"<table>{top}<tbody>{''.join(line(row, tags) for row in rows)}</tbody></table>"
+
+
+__all__ = ["AMOUNTS", "COLOURS", "LIMIT_COLOUR", "SIGNED", "axes_of", "facts_html", "printable", "require_matplotlib", "table_html"]

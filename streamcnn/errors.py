@@ -47,3 +47,11 @@ class MemoryBudgetError(StreamCNNError, MemoryError):
 
 class NotInstalledError(StreamCNNError, ImportError):
     """An optional library is needed and not installed."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or the stop button of a notebook, has ended a run where nothing is lost; no error, so not a `StreamCNNError`."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the sentence that says how to go on, which would stand below a screen of calls."""
+        return [str(self)]

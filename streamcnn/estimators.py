@@ -1,6 +1,5 @@
 """scikit-learn faces of the pipeline: `StreamCNNClassifier` and `ConvFeatures`."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,11 +18,10 @@ from streamcnn.errors import DataError
 from streamcnn.evaluate import label_codes
 from streamcnn.labels import label_values
 from streamcnn.memory import MemoryMonitor, resolve_limit
-from streamcnn.model import fit_model, plan_decisions
+from streamcnn.model import fit_model
 from streamcnn.nystroem import LANDMARKS
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress
-from streamcnn.stages import PREDICT_BLOCK
 from streamcnn.store import FeatureStore
 from streamcnn.svm import has_probabilities
 from streamcnn.threads import resolve_n_jobs
@@ -278,34 +276,9 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         self.C_, self.gamma_ = model.svm.C_, model.svm.gamma_
 
     def _decide(self, X, columns: tuple[int, ...], dtype, take: Callable[[np.ndarray], np.ndarray], more: int = 0) -> np.ndarray:
-        """What `take` makes of the decisions, (n_samples, *columns) of `dtype`, in a stream under the limit.
-
-        `more` are bytes an image that the caller will hold besides.
-        """
+        """See `Model.collect`."""
         source = self._open(X, None, reset=False)
-        shape = (source.n_samples, *columns)
-
-        def fill(chunk_size: int, *watching) -> np.ndarray:
-            out = np.empty(shape, dtype)
-            for start, decisions in self.model_.decisions(source, chunk_size, self.n_jobs_, self.device_, *watching):
-                out[start : start + len(decisions)] = take(decisions)
-            return out
-
-        # a few images in memory are planned once: plan and monitor take longer than to predict them
-        few = (*shape, self.memory_limit) if source.kind == "array" and source.n_samples <= PREDICT_BLOCK else None
-        if few in self.model_.planned:
-            return fill(source.n_samples)
-        limit = resolve_limit(self.memory_limit)
-        result = {"result": math.prod(shape) * np.dtype(dtype).itemsize + more * source.n_samples}
-        plan = plan_decisions(self.model_, source, self.n_jobs_, limit, self.device_, result)
-        if few is not None:
-            self.model_.planned.add(few)
-        with (
-            MemoryMonitor(limit) as monitor,
-            monitor.stage("predict", plan.peak_bytes),
-            Progress(0, monitor).bar("predict", source.n_samples) as update,
-        ):
-            return fill(plan.chunk_size, update, monitor)
+        return self.model_.collect(source, columns, dtype, take, more, self.memory_limit, self.n_jobs_, self.device_)
 
     def decision_function(self, X):
         """Decision values: (n_samples,) for two classes, positive for the second; (n_samples, n_classes) for more.

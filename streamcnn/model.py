@@ -1,6 +1,7 @@
 """The fitted model: predict in a stream, save, load. One HDF5 file of arrays with a JSON header, no pickle."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from streamcnn.arrays import load_arrays, save_arrays
-from streamcnn.errors import DataError, ModelError, ParameterError
+from streamcnn.drawing import facts_html
+from streamcnn.errors import DataError, Interrupted, ModelError, ParameterError
 from streamcnn.features import FeatureExtractor
 from streamcnn.files import scratch_folder
-from streamcnn.images import ImageSource
+from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels, resolve_device
 from streamcnn.labels import text_array
-from streamcnn.memory import MemoryMonitor, parse_bytes
+from streamcnn.memory import MemoryMonitor, parse_bytes, resolve_limit
 from streamcnn.network import Network
 from streamcnn.pca import StreamingPCA
 from streamcnn.pipeline import Report, Run, library_versions
@@ -28,7 +30,7 @@ from streamcnn.runrecord import record_run
 from streamcnn.stages import PREDICT_BLOCK
 from streamcnn.store import FeatureStore
 from streamcnn.svm import StreamingSVC, to_codes
-from streamcnn.threads import limit_blas
+from streamcnn.threads import limit_blas, resolve_n_jobs
 
 FORMAT, FORMAT_VERSION = "streamcnn-model", 1
 
@@ -124,6 +126,103 @@ class Model:
     def labels_of(self, decisions: np.ndarray) -> np.ndarray:
         """Class codes of decision values."""
         return to_codes(decisions)
+
+    def collect(
+        self,
+        source: ImageSource,
+        columns: tuple[int, ...],
+        dtype: Any,
+        take: Callable[[np.ndarray], np.ndarray],
+        more: int = 0,
+        memory_limit: int | str | None = None,
+        n_jobs: int = 1,
+        device: str = "auto",
+    ) -> np.ndarray:
+        """What `take` makes of the decisions, (n_samples, *columns) of `dtype`, in a stream under the limit of the whole process.
+
+        `more` are bytes an image that the caller will hold besides.
+
+        Raises
+        ------
+        MemoryBudgetError
+            When a chunk of images and the result do not fit together.
+        """
+        shape = (source.n_samples, *columns)
+
+        def fill(chunk_size: int, *watching) -> np.ndarray:
+            out = np.empty(shape, dtype)
+            for start, decisions in self.decisions(source, chunk_size, n_jobs, device, *watching):
+                out[start : start + len(decisions)] = take(decisions)
+            return out
+
+        # a few images in memory are planned once: plan and monitor take longer than to predict them
+        few = (*shape, memory_limit) if source.kind == "array" and source.n_samples <= PREDICT_BLOCK else None
+        if few in self.planned:
+            return fill(source.n_samples)
+        limit = resolve_limit(memory_limit)
+        result = {"result": math.prod(shape) * np.dtype(dtype).itemsize + more * source.n_samples}
+        plan = plan_decisions(self, source, n_jobs, limit, device, result)
+        if few is not None:
+            self.planned.add(few)
+        with (
+            MemoryMonitor(limit) as monitor,
+            monitor.stage("predict", plan.peak_bytes),
+            Progress(0, monitor).bar("predict", source.n_samples) as update,
+        ):
+            return fill(plan.chunk_size, update, monitor)
+
+    def predict(self, X: Any, memory_limit: int | str | None = None, n_jobs: int | None = None) -> np.ndarray:
+        """Labels (n_samples,) of images.
+
+        Parameters
+        ----------
+        X : path, array-like or ImageSource
+            As `open_images` takes them: one image file, a folder, an array, ... Files of another size than trained on are opened by
+            `open_images(path, image_shape=model.image_shape)`.
+        memory_limit : int, str or None
+            Of the whole process.
+        n_jobs : int or None
+            Threads; None for all cores.
+
+        Raises
+        ------
+        DataError
+            For images of another shape or kind than trained on.
+        MemoryBudgetError
+            When a chunk of images and the result do not fit together.
+        """
+        source, itemsize = self._open(X, memory_limit), self.classes_.itemsize
+        return self.classes_[self.collect(source, (), np.int32, self.labels_of, itemsize, memory_limit, resolve_n_jobs(n_jobs))]
+
+    def decision_function(self, X: Any, memory_limit: int | str | None = None, n_jobs: int | None = None) -> np.ndarray:
+        """Decision values: (n_samples,) for two classes, positive for the second; (n_samples, n_classes) for more. As `predict`."""
+        n_classes = len(self.classes_)
+        columns = () if n_classes == 2 else (n_classes,)
+        source = self._open(X, memory_limit)
+        return self.collect(source, columns, np.float64, lambda decisions: decisions, 0, memory_limit, resolve_n_jobs(n_jobs))
+
+    def _open(self, X: Any, memory_limit: int | str | None) -> ImageSource:
+        return open_images(X, memory_limit=resolve_limit(memory_limit) if isinstance(X, (str, Path)) else None)
+
+    def facts(self) -> dict[str, Any]:
+        """What there is to say about it, for people."""
+        names, pca = [str(name) for name in self.classes_[:10].tolist()], self.pca
+        more = f", ... ({len(self.classes_)} in all)" if len(self.classes_) > len(names) else ""
+        return {
+            "preset": self.header["settings"]["preset"],
+            "classes": ", ".join(names) + more,
+            "images": " x ".join(map(str, self.image_shape)),
+            "trained on": f"{self.header['n_train']:,} images",
+            "filters": ", then ".join(str(len(bank)) for bank in self.network.filters),
+            "features": f"{self.network.n_features:,}" + ("" if pca is None else f", by PCA {pca.n_components_}"),
+            "SVM": self.svm.kernel_,
+        }
+
+    def __repr__(self) -> str:
+        return f"Model({', '.join(f'{name}: {value}' for name, value in self.facts().items())})"
+
+    def _repr_html_(self) -> str:
+        return facts_html(self.facts())
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """All arrays of the model by name."""
@@ -301,13 +400,13 @@ def fit_model(
             store.delete()
 
 
-def interrupted(what: str, kept: Path | None, temporary: bool = False) -> KeyboardInterrupt:
+def interrupted(what: str, kept: Path | None, temporary: bool = False) -> Interrupted:
     """The end of a fit or an addition by Ctrl-C, with what can be done next."""
     if kept is None:
         way = ": with a folder for its store (store=) it could be resumed" if temporary else ""
-        return KeyboardInterrupt(f"the {what} was interrupted; nothing is kept{way}")
+        return Interrupted(f"the {what} was interrupted; nothing is kept{way}")
     way = "with resume=True (--resume) the same call goes on from there" if what == "fit" else "the same call goes on from there"
-    return KeyboardInterrupt(f"the {what} was interrupted; {kept} keeps what is finished, and {way}")
+    return Interrupted(f"the {what} was interrupted; {kept} keeps what is finished, and {way}")
 
 
 def plan_decisions(

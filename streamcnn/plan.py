@@ -31,7 +31,7 @@ from streamcnn.threads import resolve_n_jobs
 _SMALLEST_CACHE, _LARGEST_CACHE = 16 << 20, 100 << 20
 
 
-@dataclass
+@dataclass(repr=False)
 class Plan(MemoryPlan):
     """The plan of a fit; printing it shows the table.
 
@@ -55,7 +55,7 @@ class Plan(MemoryPlan):
     kernel: str = "linear"
     keep_features: bool = True
     svc_cache_bytes: int = _SMALLEST_CACHE
-    geometry: list[Geometry] = field(default_factory=list, repr=False)
+    geometry: list[Geometry] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
 
     def _way(self, stage: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from streamcnn.drawing import table_html
 from streamcnn.errors import MemoryBudgetError
 from streamcnn.memory import claims_table, format_bytes
 
@@ -44,7 +45,7 @@ def reserve(n_bytes: int) -> int:
     return max(16 << 20, n_bytes // 40)
 
 
-@dataclass
+@dataclass(repr=False)
 class MemoryPlan:
     """What runs under a limit: the claims of every stage on top of what the process holds anyway.
 
@@ -138,13 +139,11 @@ class MemoryPlan:
         lines = [f"{a:<10} {b:>10} {c:>10} {d:>7}  {e}" for a, b, c, d, e in [self._HEAD, *self._rows()]]
         return "\n".join(lines + self.notes())
 
-    def _repr_html_(self):
-        def row(cells, tag):
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    __repr__ = __str__
 
-        body = "".join(row(cells, "td") for cells in self._rows())
+    def _repr_html_(self):
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
-        return f"<table><thead>{row(self._HEAD, 'th')}</thead><tbody>{body}</tbody></table>{notes}"
+        return table_html(self._rows(), self._HEAD, left=(0, 4)) + notes
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

@@ -1,10 +1,11 @@
-"""One progress bar per stage, on standard error; and the place where a run notices that it shall stop."""
+"""One progress bar per stage, on standard error or in a notebook; and the place where a run notices that it shall stop."""
 
 import contextlib
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +31,7 @@ def interruptible() -> Iterator[None]:
             raise KeyboardInterrupt
         _stop.set()
         with contextlib.suppress(Exception):  # it may be just then that standard error is written to, or it is closed
-            sys.stderr.write("\nstopping where nothing is lost; press Ctrl-C again to stop at once\n")
+            _output().write("\nstopping where nothing is lost; press Ctrl-C (in a notebook: stop) again to stop at once\n")
 
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
@@ -134,15 +135,23 @@ class Progress:
     def say(self, text: str) -> None:
         """A line for people."""
         if self.verbose:
-            sys.stderr.write(text + "\n")
+            _output().write(text + "\n")
+
+
+def _output() -> Any:
+    """Where people are told: standard error, which a notebook would show as if something had gone wrong."""
+    return sys.stdout if notebook_kernel() else sys.stderr
 
 
 def _new_bar(name: str, total: int | None, unit: str) -> Any:
     if not (notebook_kernel() or sys.stderr.isatty()):
         return _Lines(name, total, unit)
-    from tqdm.auto import tqdm  # a silent run need not wait for its import
+    with warnings.catch_warnings():
+        # in a notebook without ipywidgets tqdm advises to install it, and then draws its bar as text
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from tqdm.auto import tqdm  # a silent run need not wait for its import
 
-    return tqdm(total=total, desc=f"{name:<8}", unit=f" {unit}", unit_scale=True, file=sys.stderr)
+    return tqdm(total=total, desc=f"{name:<8}", unit=f" {unit}", unit_scale=True, file=_output())
 
 
 class CountedRows:

@@ -14,6 +14,7 @@ from streamcnn.drawing import facts_html
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.forking import ThreadLock, tell_child
 from streamcnn.labels import labels_digest
+from streamcnn.memory import format_bytes
 
 PIECE_BYTES = 4 << 20
 """Largest conversion buffer, unless one image alone is larger and its source cannot be read in parts."""
@@ -273,7 +274,12 @@ class ImageSource:
         return f"{type(self).__name__}({facts})"
 
     def _repr_html_(self) -> str:
-        return facts_html(self.describe())
+        facts = self.describe()
+        shape, labels = " x ".join(map(str, self.image_shape)), "none" if self.classes_ is None else f"of {len(self.classes_)} classes"
+        shown = {"images": f"{self.n_samples:,} of {shape}", "pixels": f"{facts['dtype']}, {format_bytes(self.nbytes_)} in all"}
+        shown |= {"labels": labels, "kind": self.kind, "path": facts["path"], "left out": f"{len(self.bad_files)} files"}
+        left = {"path": self.path is None, "left out": not self.bad_files}
+        return facts_html({name: value for name, value in shown.items() if not left.get(name)})
 
 
 def mapped_bytes(array: np.ndarray) -> int:

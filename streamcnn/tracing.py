@@ -9,7 +9,7 @@ from typing import Any
 
 from streamcnn.drawing import COLOURS, LIMIT_COLOUR, axes_of, printable
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 220, 64, 36
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 220, 4, 36
 _MIB = 1 << 20
 
 
@@ -83,7 +83,9 @@ def svg(monitor: Any) -> str:
         at = f'x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{y(monitor.limit):.1f}" y2="{y(monitor.limit):.1f}"'
         parts.append(f'<line {at} stroke="{LIMIT_COLOUR}" stroke-width="1.5" stroke-dasharray="6 4"/>')
     for n, text in marks:
-        parts.append(f'<text x="{_LEFT + 4}" y="{max(y(n) - 4, 11):.1f}" font-size="11">{text}</text>')
+        # above its line; that of a peak close to the limit would lie over the limit's
+        close = n == peak and monitor.limit and abs(y(n) - y(monitor.limit)) < 14
+        parts.append(f'<text x="{_LEFT + 4}" y="{y(n) + 14 if close else max(y(n) - 4, 11):.1f}" font-size="11">{text}</text>')
     parts.append(f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 12}" font-size="11" text-anchor="end">{end:.1f} s</text>')
     parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 12}" font-size="11">resident memory now {trace[-1][2] / _MIB:.0f} MiB</text>')
     box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" style="max-width:{_WIDTH}px;width:100%" fill="currentColor" font-family="sans-serif"'

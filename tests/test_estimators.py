@@ -12,7 +12,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, load_model, open_images
-from streamcnn.errors import MemoryBudgetError, ParameterError, StoreError
+from streamcnn.errors import DataError, MemoryBudgetError, ParameterError, StoreError
 
 SMALL = {"layers": [ConvLayer(8, 3, activation="split", filters="random", pool_size=2)], "random_state": 0}
 
@@ -78,7 +78,7 @@ def test_in_a_notebook_an_estimator_is_a_diagram_and_a_fit_a_plan(digits):
     assert "StreamCNNClassifier" in classifier._repr_html_()
     classifier.fit(digits[0][:100], digits[1][:100])
     assert "sk-estimator fitted" in classifier._repr_html_()
-    assert "<th>stage</th>" in classifier.report_.plan._repr_html_()
+    assert ">stage</th>" in classifier.report_.plan._repr_html_()
     assert classifier.report_.trace._repr_html_().startswith("<svg")
     assert pickle.loads(pickle.dumps(classifier)).report_.trace == classifier.report_.trace  # noqa: S301
 
@@ -309,12 +309,12 @@ def test_published_attributes(digits):
 
 def test_a_second_prediction_of_few_images_is_not_planned_again(digits, monkeypatch):
     """For few images in memory the plan is made once for each number and limit; many are planned every time; labels stay the same."""
-    from streamcnn import estimators
+    from streamcnn import model
 
     images, labels = digits
     classifier = StreamCNNClassifier(random_state=0, kernel="linear", C=1.0).fit(images[:200], labels[:200])
-    plan, calls = estimators.plan_decisions, []
-    monkeypatch.setattr(estimators, "plan_decisions", lambda *args: calls.append(args[3]) or plan(*args))
+    plan, calls = model.plan_decisions, []
+    monkeypatch.setattr(model, "plan_decisions", lambda *args: calls.append(args[3]) or plan(*args))
     expected = classifier.predict(images[200:300])
     assert len(calls) == 1
     for i in range(3):
@@ -324,3 +324,30 @@ def test_a_second_prediction_of_few_images_is_not_planned_again(digits, monkeypa
     assert len(calls) == 3
     classifier.set_params(memory_limit="4GiB").predict(images[:1])
     assert calls[3:] == [4 << 30]
+
+
+def test_a_loaded_model_predicts_as_the_classifier_that_was_saved(tree, tmp_path, digits):
+    """Labels and decisions of arrays, a folder and one file, under a limit; two classes have one decision; other images are refused."""
+    folder, images, labels = tree
+    classifier = StreamCNNClassifier(**SMALL, C=1.0, kernel="linear").fit(folder)
+    classifier.save(tmp_path / "model.h5")
+    model = load_model(tmp_path / "model.h5")
+    for X in (images, folder, next(folder.glob("*/*.png"))):
+        assert np.array_equal(model.predict(X), classifier.predict(X))
+        assert np.array_equal(model.decision_function(X, "1GiB"), classifier.decision_function(X))
+    with pytest.raises(MemoryBudgetError, match="stage predict needs"):
+        model.predict(images, memory_limit="20MiB")
+    with pytest.raises(DataError, match="images must be 8 x 8 x 1"):
+        model.predict(images[:, :4])
+    few = labels < "digit 2"
+    model = StreamCNNClassifier(**SMALL, C=1.0, kernel="linear").fit(images[few], labels[few]).model_
+    assert model.decision_function(images).shape == (300,)
+
+
+def test_what_is_shown_of_a_model(digits):
+    """Preset, classes, images and sizes, as text and as a table of the same; of many classes the first ten and their number."""
+    labels = np.arange(200) // 10
+    model = StreamCNNClassifier(**SMALL, C=1.0, kernel="linear").fit(digits[0][:200], labels).model_
+    shown = [*model.facts().values()]
+    assert shown[:4] == ["fast", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... (20 in all)", "8 x 8 x 1", "200 images"]
+    assert all(str(value) in repr(model) and f">{value}</td>" in model._repr_html_() for value in shown)

@@ -261,10 +261,12 @@ def test_the_table_for_people_and_for_notebooks(data):
     text, page = str(made), made._repr_html_()
     for stage in made.stages:
         assert re.search(rf"^{stage.name} ", text, re.MULTILINE)
-        assert f"<td>{stage.name}</td>" in page
+        assert f">{stage.name}</td>" in page
     assert "planned peak" in text
     assert f"{made.chunk_size} images a chunk" in page
     assert page.count("<tr>") == 1 + len(made.stages)
+    # a notebook would push all of it to the right; and what a prompt shows is the table too
+    assert page.count('<td style="text-align:left">') == 2 * len(made.stages) and repr(made) == text
 
 
 def test_the_result_of_transform_and_of_predicting_is_planned(data):

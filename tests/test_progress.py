@@ -52,18 +52,36 @@ def test_a_bar_that_is_left_early_says_how_far_it_came(clock, capsys):
     ]
 
 
-def test_a_notebook_gets_a_bar_that_moves(monkeypatch):
-    """In a kernel it is tqdm's bar, though standard error is no terminal."""
-    from tqdm.auto import tqdm
-
+@pytest.fixture
+def in_notebook(monkeypatch):
+    """IPython as a kernel has it; `get_ipython` may be set to something else."""
     notebook = ModuleType("IPython")
     notebook.get_ipython = lambda: SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", notebook)
+    return notebook
+
+
+def test_a_notebook_gets_a_bar_that_moves(in_notebook):
+    """In a kernel it is tqdm's bar, though standard error is no terminal."""
+    from tqdm.auto import tqdm
+
     with progress._new_bar("extract", 10, "images") as bar:
         assert isinstance(bar, tqdm)
-    notebook.get_ipython = lambda: SimpleNamespace()  # IPython in a terminal
+    in_notebook.get_ipython = lambda: SimpleNamespace()  # IPython in a terminal
     with progress._new_bar("extract", 10, "images") as bar:
         assert not isinstance(bar, tqdm)
+
+
+def test_a_notebook_shows_nothing_in_red(in_notebook, capsys):
+    """What people are told goes to standard output there, the bar without ipywidgets too: standard error looks like a mistake."""
+    Progress(1).say("150 images")
+    with progress._new_bar("extract", 10, "images") as bar:
+        bar.update(10)
+    out, err = capsys.readouterr()
+    assert err == "" and out.startswith("150 images\n") and "10.0/10.0" in out
+    in_notebook.get_ipython = lambda: None
+    Progress(1).say("150 images")
+    assert capsys.readouterr() == ("", "150 images\n")
 
 
 def test_a_silent_fit_is_silent_and_a_talking_one_begins_at_once(digits, capfd):
