@@ -62,7 +62,10 @@ def execute(path: Path, folder: Path, more: str = "") -> Any:
 
 def tidy(book: Any) -> None:
     """Leave away what is of the moment or the machine: states of widgets, each state of a bar but the last, metadata."""
-    book.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+    book.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
     for cell in (cell for cell in book.cells if cell.cell_type == "code"):
         kept: list[Any] = []
         for output in cell.outputs:
@@ -74,13 +77,8 @@ def tidy(book: Any) -> None:
                 kept.append(output)
         for output in kept:
             if output.output_type == "stream":
-                output.text = "".join(line.rpartition("\r")[2] for line in output.text.splitlines(keepends=True) if line != "\r")
+                output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n"))
         cell.outputs = kept
-
-
-def text_of(book: Any) -> str:
-    """The notebook as it is saved."""
-    return json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def problems(path: Path) -> list[str]:
@@ -108,7 +106,7 @@ def main(paths: list[str]) -> int:
     wrong = 0
     for path in map(Path, paths) if paths else sorted(NOTEBOOKS.glob("*.ipynb")):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            path.write_text(text_of(execute(path, Path(folder))), encoding="utf-8")
+            nbformat.write(execute(path, Path(folder)), path)
         for problem in problems(path):
             sys.stderr.write(f"{path.name} {problem}\n")
             wrong += 1
