@@ -276,7 +276,7 @@ class ImageSource:
     def _repr_html_(self) -> str:
         shape, labels = " x ".join(map(str, self.image_shape)), "none" if self.classes_ is None else f"of {len(self.classes_)} classes"
         shown = {"images": f"{self.n_samples:,} of {shape}", "pixels": f"{self.stored_dtype}, {format_bytes(self.nbytes_)} in all"}
-        shown |= {"labels": labels, "kind": self.kind, "path": self.path, "left out": f"{len(self.bad_files)} files"}
+        shown |= {"labels": labels, "kind": self.kind, "path": str(self.path), "left out": f"{len(self.bad_files)} files"}
         left = {"path": self.path is None, "left out": not self.bad_files}
         return facts_html({name: value for name, value in shown.items() if not left.get(name)})
 

@@ -62,10 +62,8 @@ def execute(path: Path, folder: Path, more: str = "") -> Any:
 
 def tidy(book: Any) -> None:
     """Leave away what is of the moment or the machine: states of widgets, each state of a bar but the last, metadata."""
-    book.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    book.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in (cell for cell in book.cells if cell.cell_type == "code"):
         kept: list[Any] = []
         for output in cell.outputs:
