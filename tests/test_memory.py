@@ -1,5 +1,6 @@
 """Sizes, claims, the monitor, what it draws, and how it holds a run to its plan."""
 
+import re
 import sys
 import xml.etree.ElementTree as ET
 from types import ModuleType, SimpleNamespace
@@ -253,3 +254,11 @@ def test_live_view_outside_a_notebook_does_nothing(monkeypatch):
     with MemoryMonitor(live=True) as monitor:
         pass
     assert monitor.peak_bytes > 0
+
+
+@pytest.mark.parametrize("peak", [300, 990])
+def test_the_words_at_peak_and_limit_do_not_lie_over_one_another(peak):
+    """Text of 11 pixels stands above each line; where the peak is close to the limit, the peak's is below."""
+    picture = tracing.svg(tracing.Trace([(0.0, "a", 100 << 20), (9.0, "a", peak << 20)], peak << 20, 1000 << 20))
+    places = [float(re.search(rf'y="([\d.]+)" font-size="11">{word} ', picture)[1]) for word in ("peak", "limit")]
+    assert places[0] - places[1] >= 11
