@@ -59,8 +59,8 @@ def _shifted(filters: np.ndarray) -> np.ndarray:
 def filter_similarity(filters, other=None, similarity: str = "peak") -> np.ndarray:
     """Similarity of each filter to each other one, eq. (2) of Lee & Lee (2017).
 
-    R(F1, F2) = max over shifts (i, j) of sum over x, y, channel of |F1(x, y) F2(x + i, y + j)|, zeros outside the filters,
-    i from -(height - 1) to height - 1 and j likewise, divided by what `similarity` says. As |F1 F2| = |F1| |F2| this is a
+    R(F1, F2) = max over shifts (i, j) of sum over x, y, channel of `|F1(x, y) F2(x + i, y + j)|`, zeros outside the filters,
+    i from -(height - 1) to height - 1 and j likewise, divided by what `similarity` says. As `|F1 F2| = |F1| |F2|` this is a
     cross-correlation of absolute values, computed as one matrix product with all shifted copies.
 
     Parameters
@@ -69,8 +69,8 @@ def filter_similarity(filters, other=None, similarity: str = "peak") -> np.ndarr
     other : array of shape (m, height, width, channels), optional
         By default `filters` itself.
     similarity : {"peak", "l1", "l2", "signed"}
-        `"peak"`: divided by height * width * channels * max|F1| * max|F2|; `"l1"`: by sum|F1| * sum|F2|; `"l2"`: by the
-        product of the Euclidean norms; `"signed"`: max over shifts of |sum F1 F2|, by the product of the Euclidean norms.
+        `"peak"`: divided by `height * width * channels * max|F1| * max|F2|`; `"l1"`: by `sum|F1| * sum|F2|`; `"l2"`: by the
+        product of the Euclidean norms; `"signed"`: max over shifts of `|sum F1 F2|`, by the product of the Euclidean norms.
         All lie from 0 to 1. See the head of this module for which of them selects.
 
     Returns

@@ -41,9 +41,9 @@ _ROUNDING = 1 - 1e-6
 class ConvLayer:
     """One layer: convolution by random filters or data patches, activation, pooling.
 
-    With r = gain * (w * x) + bias and t = threshold the activations are: `relu` max(r - t, 0); `abs` max(|r| - t, 0);
-    `clip` min(max(r, -1), 1); `split` the channels max(r - t, 0) of all filters, then max(-r - t, 0) of all.
-    Filters and bias, which patches alone have, are scaled in `fit` so that the mean of |r| over the data is one for a `gain` of one;
+    With `r = gain * (w * x) + bias` and `t = threshold` the activations are: relu `max(r - t, 0)`; abs `max(|r| - t, 0)`;
+    clip `min(max(r, -1), 1)`; split the channels `max(r - t, 0)` of all filters, then `max(-r - t, 0)` of all.
+    Filters and bias, which patches alone have, are scaled in `fit` so that the mean of `|r|` over the data is one for a `gain` of one;
     `gain` and `threshold` are in that unit.
 
     Parameters
