@@ -27,6 +27,11 @@ class Block:
     text: str
 
     @property
+    def short(self) -> str:
+        """Its text with what takes long made short."""
+        return re.sub("|".join(SHORTER), lambda match: SHORTER[match[0]], self.text)
+
+    @property
     def missing(self) -> set[str]:
         """Optional libraries that it imports and that are not installed."""
         imported = set(re.findall(r"^(?:import|from) (\w+)", self.text, re.MULTILINE))
@@ -35,7 +40,7 @@ class Block:
     @property
     def commands(self) -> list[list[str]]:
         """Words of each command of a console block."""
-        lines = self.text.replace("\\\n", "").splitlines()
+        lines = self.short.replace("\\\n", "").splitlines()
         # on Windows a backslash is part of a path
         return [shlex.split(line.replace("\\", "/"), comments=True) for part in lines for line in part.split(" && ") if line]
 
@@ -61,17 +66,16 @@ def run_page(page: Path, folder: Path, log: Path) -> None:
     for block in blocks(page):
         sys.stderr.write(f"# {page.name}, line {block.line}\n")
         if block.language == "python" and not block.missing:
-            exec(compile(block.text, f"{page.name} from line {block.line}", "exec"), namespace)  # noqa: S102 - our own pages
+            exec(compile(block.short, f"{page.name} from line {block.line}", "exec"), namespace)  # noqa: S102 - our own pages
         elif block.language == "console":
-            for command in block.commands:
-                _run_command(command)
+            for words in block.commands:
+                _run_command(words)
     sys.stdout.flush()
 
 
-def _run_command(command: list[str]) -> None:
+def _run_command(words: list[str]) -> None:
     from streamcnn import cli
 
-    words = [SHORTER.get(word, word) for word in command]
     if words[0] == "streamcnn" and words[1] in QUICK and "cuda" not in words:
         sys.stderr.write(f"$ {' '.join(words)}\n")
         if (code := cli.main(words[1:])) != 0:
