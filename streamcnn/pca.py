@@ -126,8 +126,26 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return self
 
     def partial_fit(self, X, y=None):
-        """Add the rows of an array (m, n_features) to those seen so far.
+        """Add rows to those seen so far.
 
+        Parameters
+        ----------
+        X : array-like of shape (m, n_features)
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        DataError
+            For NaN or infinity, or another number of features; nothing is added then.
+        ParameterError
+            With `"randomized"`, which needs several passes, or for a StreamingPCA that was loaded without its state.
+
+        Notes
+        -----
         With `"covariance"` the components are computed when they are first asked for. With `"incremental"` the array is one
         batch, and the first one must have at least `n_components` rows.
         """
@@ -162,6 +180,14 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def merge(self, other: "StreamingPCA") -> "StreamingPCA":
         """Take in all rows that `other` has seen, as if they had been fitted here; `other` stays as it is.
+
+        Parameters
+        ----------
+        other : StreamingPCA
+
+        Returns
+        -------
+        self
 
         Raises
         ------

@@ -313,9 +313,15 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
 
     # -- use -----------------------------------------------------------------------------------------------------------
     def decision_function(self, X):
-        """Decisions of each row: (n,) for two classes, else (n, n_classes), float64.
+        """Decisions of each row; the same row has the same bits in any company.
 
-        `X` is an array, `Rows` or a re-iterable of batches. The same row has the same bits in any company.
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features), Rows, or re-iterable of batches
+
+        Returns
+        -------
+        ndarray of shape (n,) for two classes, else (n, n_classes), float64
         """
         check_is_fitted(self, "_machine")
         source, dtype = open_rows(self, X, reset=False)
@@ -325,13 +331,33 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         return np.concatenate(parts)
 
     def predict(self, X):
-        """Class of each row: (n,), as `classes_`."""
+        """Class of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features), Rows, or re-iterable of batches
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Of `classes_`.
+        """
         decisions = self.decision_function(X)
         return self.classes_[to_codes(decisions)]
 
     @available_if(has_probabilities)
     def predict_proba(self, X):
-        """Probabilities of the classes (n, n_classes), as `classes_`: softmax of `slope_` times decisions."""
+        """Probabilities of the classes: softmax of `slope_` times decisions.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features), Rows, or re-iterable of batches
+
+        Returns
+        -------
+        ndarray of shape (n, n_classes), float64
+            In the order of `classes_`.
+        """
         return self.probabilities(self.decision_function(X))
 
     def probabilities(self, decisions: np.ndarray) -> np.ndarray:

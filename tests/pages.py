@@ -14,7 +14,7 @@ FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # what is run; the other commands take too long or need data that are not there, and are parsed only
 QUICK = {"plan", "fit", "predict", "evaluate", "report", "verify", "info"}
 # so that what takes long on a page is short here
-SHORTER = {"15min": "3s", "20GiB": "1MiB", "100000": "100"}
+SHORTER = {"15min": "1s", "20GiB": "1MiB", "100000": "100"}
 OPTIONAL = {"torch"}
 
 
