@@ -42,12 +42,20 @@ class CommandHelp(Directive):
         if self.arguments:
             commands = next(action for action in parser._actions if isinstance(action, _SubParsersAction))
             parser = commands.choices[self.arguments[0]]
-        # as in a window of 96 columns without colours
-        with patch.dict(os.environ, {"COLUMNS": "96", "NO_COLOR": "1"}):
+        # as in a window as wide as the page, without colours
+        with patch.dict(os.environ, {"COLUMNS": "86", "NO_COLOR": "1"}):
             text = parser.format_help()
         return [nodes.literal_block(text, text, language="text")]
+
+
+def resolve_public_name(app, env, node, contnode):
+    """Where a docstring of another module says `open_images`, `streamcnn.open_images` is meant."""
+    if node.get("reftype") != "obj":
+        return None
+    return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", f"streamcnn.{node['reftarget']}", node, contnode)
 
 
 def setup(app):
     """Called by Sphinx."""
     app.add_directive("command-help", CommandHelp)
+    app.connect("missing-reference", resolve_public_name)

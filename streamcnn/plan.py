@@ -45,8 +45,15 @@ class Plan(MemoryPlan):
         Whether features stay on disk, or are computed again in every pass.
     svc_cache_bytes : int
         libsvm's kernel cache.
-
-    Further those of `MemoryPlan`: `limit`, `base`, `base_bytes`, `chunk_size`, `stages`, `peak_bytes`, `disk_bytes`.
+    limit : int
+        Bytes.
+    base, base_bytes : dict of str to int, int
+        What is held in every stage by name, and its sum in bytes; the first is what the process held when the plan was made.
+    chunk_size : int
+        Images per kernel call.
+    stages : list of StagePlan
+    peak_bytes, disk_bytes : int
+        Planned peak of resident memory of the process; what all stages write to disk.
     """
 
     n_features: int = 0
