@@ -169,13 +169,13 @@ def pages() -> list[Path]:
 
 def write(name: str, table: str) -> None:
     """Put a table between its markers, on every page that has them."""
-    pattern, found = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL), False
+    pattern, found = re.compile(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", re.DOTALL), False
     for page in pages():
         text = page.read_text(encoding="utf-8")
-        if pattern.search(text):
+        if place := pattern.search(text):
             # pictures lie in docs/, beside its pages
             here = table if page.parent == ROOT else table.replace("](docs/", "](")
-            page.write_text(pattern.sub(lambda m, here=here: f"{m[1]}{here}\n{m[2]}", text), encoding="utf-8")
+            page.write_text(f"{text[: place.start(1)]}{here}\n{text[place.end(1) :]}", encoding="utf-8")
             found = True
     if not found:
         raise SystemExit(f"neither README.md nor docs/*.md has markers for {name}")
