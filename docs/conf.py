@@ -4,12 +4,15 @@ pip install ".[docs]" && sphinx-build -W --keep-going -n docs docs/_build
 """
 
 import os
+import re
 from argparse import _SubParsersAction
 from importlib import metadata
 from unittest.mock import patch
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from docutils.utils import unescape
+from sphinx.domains.python import PyXRefRole
 
 project = "streamcnn"
 author = copyright = "The streamcnn developers"
@@ -26,7 +29,7 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 # `name` in a docstring is a link where there is such a page, and code where there is none, which is no error then
-default_role = "py:obj"
+default_role = "name-or-code"
 nitpick_ignore_regex = [("py:obj", ".*")]
 
 
@@ -48,6 +51,13 @@ class CommandHelp(Directive):
         return [nodes.literal_block(text, text, language="text")]
 
 
+def name_or_code(name, rawtext, text, lineno, inliner, options=None, content=()):
+    """The role: a reference of the Python domain, which would take the dot away of `.h5`, for nothing but names."""
+    if re.fullmatch(r"[A-Za-z_][\w.]*", text):
+        return PyXRefRole()("py:obj", rawtext, text, lineno, inliner, options or {}, content)
+    return [nodes.literal(rawtext, unescape(text))], []
+
+
 def resolve_public_name(app, env, node, contnode):
     """Where a docstring of another module says `open_images`, `streamcnn.open_images` is meant."""
     if node.get("reftype") != "obj":
@@ -58,4 +68,5 @@ def resolve_public_name(app, env, node, contnode):
 def setup(app):
     """Called by Sphinx."""
     app.add_directive("command-help", CommandHelp)
+    app.add_role("name-or-code", name_or_code)
     app.connect("missing-reference", resolve_public_name)

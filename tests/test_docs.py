@@ -230,5 +230,6 @@ def test_sphinx_builds_without_warnings(built):
     pages = "".join(page.read_text(encoding="utf-8") for page in (html / "api").glob("*.html"))
     for name in streamcnn.__all__:
         assert re.search(rf'id="streamcnn\.(errors\.)?{name}"', pages), name
+    assert re.search(r"<code[^>]*>(<span[^>]*>)?\.npz<", pages)  # a dot is no part of a name
     assert "--keep-features" in (html / "command-line.html").read_text(encoding="utf-8")
     assert "0.1.0" in (html / "changelog.html").read_text(encoding="utf-8")
