@@ -81,9 +81,18 @@ HEAD = f"{'preset':<8} {'changed':<30} {'images':>7} {'held out':>9} {'seconds':
 
 @dataclass(repr=False)
 class Search:
-    """What was found: `settings` of the best; as JSON `chosen`, all that was `tried`, seconds and the largest planned memory.
+    """What was found; printing it shows what was tried.
 
-    `keywords` give the same to the estimator: `StreamCNNClassifier(**found.keywords)`.
+    Attributes
+    ----------
+    settings : Settings
+        Of the best.
+    keywords : dict
+        The same for the estimator: `StreamCNNClassifier(**found.keywords)`.
+    result : dict
+        As JSON: what was `chosen`, all that was `tried`, `seconds`, `planned_peak_bytes` (the largest) and `reused`.
+    verdict : str
+        What was chosen, in a sentence.
     """
 
     settings: Settings

@@ -52,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and flags."""
     from importlib.metadata import version
 
-    parser = argparse.ArgumentParser("streamcnn", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "streamcnn", description="train image classifiers on data larger than RAM, under a memory limit", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"streamcnn {version('streamcnn')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -59,15 +59,19 @@ class ConvFeatures(ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixin
     layers : sequence of ConvLayer or None
         None for the preset's.
     preset : "fast", "faces", "patches" or "lee2017"
+        Whose layers and preprocessing to take.
     preprocess, mirror, feature_dtype, memory_limit, device, image_shape, n_jobs, random_state
         As in `StreamCNNClassifier`. The result of `transform` counts: what does not fit is refused before anything is computed.
 
     Attributes
     ----------
     network_ : Network
+        Layers with their filters.
     n_features_in_ : int
+        Values of an image.
     image_shape_ : (height, width, channels)
     n_jobs_ : int
+    device_ : str
 
     Examples
     --------
@@ -108,7 +112,17 @@ class ConvFeatures(ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         return tags
 
     def fit(self, X, y=None):
-        """Draw the filters and scale them on a sample of X; `y` is ignored."""
+        """Draw the filters and scale them on a sample of X.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, height, width[, channels]) or (n_samples, n_features), ImageSource, or path
+        y : ignored
+
+        Returns
+        -------
+        self
+        """
         settings = resolve_settings(
             self.preset,
             n_jobs=resolve_n_jobs(self.n_jobs),
@@ -131,7 +145,17 @@ class ConvFeatures(ImageInput, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         return self
 
     def transform(self, X):
-        """Feature rows (n_samples, n_features) float32, rounded to `feature_dtype`.
+        """Feature rows of images.
+
+        Parameters
+        ----------
+        X
+            As in `fit`: images of the same size.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features_out), float32
+            Rounded to `feature_dtype`; in the order (height, width, channels) of the last layer's maps.
 
         Raises
         ------

@@ -53,18 +53,24 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
     preset : "fast", "faces", "patches" or "lee2017"
         Values for every parameter left at its default.
     layers : sequence of ConvLayer or None
+        Stacked: each works on what the one before gives. None for the preset's, as with the other parameters.
     preprocess : str, sequence of str or None
         `"standardize"`, `"log"`, `"smooth"`, `"local_contrast"`, applied to each image in that order.
     mirror : bool or None
         Whether an image and its mirror image are to be the same, as a cat's are and a letter's are not; convolves twice. See
         `streamcnn.network.Network`. None for the preset's.
     n_components : int, "auto" or None
-        Width after PCA; None leaves PCA away.
+        Width after PCA; None leaves PCA away. `"auto"` is the preset's, 256 at most.
     pca_solver : "auto", "covariance", "randomized" or "incremental"
+        See `StreamingPCA`.
     kernel : "auto", "linear", "rbf" or "nystroem"
+        Of the SVM, see `StreamingSVC`. `"auto"` is the preset's; where that is `"auto"` too, rbf up to 20,000 images and 100 classes,
+        else linear.
     C, gamma : float or "auto"
-        `"auto"` is the preset's, which may be a choice on held-out training rows. They refer to rows of mean energy one.
+        `"auto"` is the preset's, which may be a choice on held-out training rows. They refer to rows that are scaled so that their mean
+        squared length is one. `gamma` may also be `"scale"`, with scikit-learn's meaning.
     class_weight : "balanced", dict or None
+        Weight of each class by its label; `"balanced"` gives each class the same in sum.
     n_landmarks : int
         Of the RBF kernel beyond 20,000 images, see `StreamingSVC`.
     probability : bool
@@ -78,23 +84,27 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
     store : path or None
         Folder for features and finished stages, reused by a later fit, and needed by `partial_fit`; None for a temporary one.
     device : "auto", "cpu", "cuda" or "naive"
+        What convolves; `"auto"` is a CUDA device where there is one, else the CPU. `"naive"` is the slow reference.
     image_shape : tuple or None
         (height, width) or (height, width, channels) of images given as 2-D rows, or to resize image files to. Rows without it
         are images of shape (1, n_features, 1).
     n_jobs : int or None
         Threads; None for all cores.
     random_state : int, generator or None
+        Seed of filters and of every choice of rows; None draws one, which `model_.header` has.
     verbose : int
         1 shows a progress bar per stage, 2 in a notebook also the memory trace, live.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
+        Labels, sorted.
     n_features_in_ : int
         Values of an image.
     model_ : Model
+        Network, PCA and SVM: see `streamcnn.model.Model`.
     report_ : Report
-        Plan, seconds per stage, what was reused.
+        Plan, seconds per stage, what was reused: see `streamcnn.pipeline.Report`.
     n_jobs_, n_components_, kernel_, pca_solver_, C_, gamma_, device_, memory_limit_, image_shape_ :
         As resolved in `fit`.
     peak_rss_bytes_ : int
@@ -281,7 +291,17 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         return self.model_.collect(source, columns, dtype, take, more, self.memory_limit, self.n_jobs_, self.device_)
 
     def decision_function(self, X):
-        """Decision values: (n_samples,) for two classes, positive for the second; (n_samples, n_classes) for more.
+        """How much each class is favoured.
+
+        Parameters
+        ----------
+        X
+            As in `fit`: images of the size and kind of pixels that it got.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_classes), float64
+            For two classes positive where the second is favoured; for more the largest wins.
 
         Raises
         ------
@@ -293,18 +313,53 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         return self._decide(X, () if n_classes == 2 else (n_classes,), np.float64, lambda decisions: decisions)
 
     def predict(self, X):
-        """Labels (n_samples,) of images; of the decisions only the winners are kept. Errors as `decision_function`."""
+        """Label of each image; of the decisions only the winners are kept. Errors as `decision_function`.
+
+        Parameters
+        ----------
+        X
+            As in `fit`: images of the size and kind of pixels that it got.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Of `classes_`.
+        """
         check_is_fitted(self)
         return self.classes_[self._decide(X, (), np.int32, self.model_.labels_of, self.classes_.itemsize)]
 
     @available_if(has_probabilities)
     def predict_proba(self, X):
-        """Probabilities (n_samples, n_classes) of the classes, with `probability=True`. Errors as `decision_function`."""
+        """Probabilities of the classes, where `probability` is True. Errors as `decision_function`.
+
+        Parameters
+        ----------
+        X
+            As in `fit`: images of the size and kind of pixels that it got.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes), float64
+            In the order of `classes_`; each row adds up to 1.
+        """
         check_is_fitted(self)
         return self._decide(X, (len(self.classes_),), np.float64, self.model_.svm.probabilities)
 
     def score(self, X, y=None, sample_weight=None):
-        """Mean accuracy; `y` may be left away where X carries labels, which are then compared as codes."""
+        """Mean accuracy on labelled images.
+
+        Parameters
+        ----------
+        X
+            As in `fit`.
+        y : array-like of shape (n_samples,) or None
+            May be left away where X carries labels.
+        sample_weight : array-like of shape (n_samples,) or None
+
+        Returns
+        -------
+        float
+        """
         if y is not None:
             return super().score(X, y, sample_weight)
         check_is_fitted(self)
@@ -313,7 +368,17 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         return float(np.average(right, weights=sample_weight))
 
     def save(self, path) -> None:
-        """Write the model as one file that `load_model` and the command line read."""
+        """Write the model as one file that `load_model` and the command line read.
+
+        Parameters
+        ----------
+        path : str or Path
+
+        Raises
+        ------
+        FileError
+            When it cannot be written.
+        """
         check_is_fitted(self)
         self.model_.save(path)
 

@@ -59,8 +59,8 @@ def _shifted(filters: np.ndarray) -> np.ndarray:
 def filter_similarity(filters, other=None, similarity: str = "peak") -> np.ndarray:
     """Similarity of each filter to each other one, eq. (2) of Lee & Lee (2017).
 
-    R(F1, F2) = max over shifts (i, j) of sum over x, y, channel of |F1(x, y) F2(x + i, y + j)|, zeros outside the filters,
-    i from -(height - 1) to height - 1 and j likewise, divided by what `similarity` says. As |F1 F2| = |F1| |F2| this is a
+    R(F1, F2) = max over shifts (i, j) of sum over x, y, channel of `|F1(x, y) F2(x + i, y + j)|`, zeros outside the filters,
+    i from -(height - 1) to height - 1 and j likewise, divided by what `similarity` says. As `|F1 F2| = |F1| |F2|` this is a
     cross-correlation of absolute values, computed as one matrix product with all shifted copies.
 
     Parameters
@@ -69,8 +69,8 @@ def filter_similarity(filters, other=None, similarity: str = "peak") -> np.ndarr
     other : array of shape (m, height, width, channels), optional
         By default `filters` itself.
     similarity : {"peak", "l1", "l2", "signed"}
-        `"peak"`: divided by height * width * channels * max|F1| * max|F2|; `"l1"`: by sum|F1| * sum|F2|; `"l2"`: by the
-        product of the Euclidean norms; `"signed"`: max over shifts of |sum F1 F2|, by the product of the Euclidean norms.
+        `"peak"`: divided by `height * width * channels * max|F1| * max|F2|`; `"l1"`: by `sum|F1| * sum|F2|`; `"l2"`: by the
+        product of the Euclidean norms; `"signed"`: max over shifts of `|sum F1 F2|`, by the product of the Euclidean norms.
         All lie from 0 to 1. See the head of this module for which of them selects.
 
     Returns
@@ -87,6 +87,14 @@ def filter_similarity(filters, other=None, similarity: str = "peak") -> np.ndarr
     -----
     Costs n * m * shifts * height * width * channels multiplications; scratch memory stays below about 48 MiB, or three times
     the shifted copies of one filter where those alone are larger.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from streamcnn import filter_similarity
+    >>> filter_similarity(np.ones((2, 3, 3, 1)))  # equal in size everywhere: as similar as can be
+    array([[1., 1.],
+           [1., 1.]])
     """
     if similarity not in SIMILARITIES:
         raise ParameterError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
@@ -259,6 +267,13 @@ def random_filter_bank(
     -----
     Feasible at 0.10 with `"peak"`, zero mean and one channel: 5x5 and larger; 4x4 keeps 30 to 41 filters of 4,000 candidates,
     3x3 only one (64 filters 3x3 need about 0.15), with `zero_mean=False` hardly more. From 3 channels on, 3x3 fills 64.
+
+    Examples
+    --------
+    >>> from streamcnn import filter_similarity, random_filter_bank
+    >>> bank, info = random_filter_bank(8, kernel_size=5, random_state=0, return_info=True)
+    >>> bank.shape, info["largest_similarity"] <= 0.10
+    ((8, 5, 5, 1), True)
     """
     shape = (*_resolve_kernel_size(kernel_size), channels)
     for name, value in (("n_filters", n_filters), ("channels", channels), ("max_candidates", max_candidates)):

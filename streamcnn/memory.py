@@ -33,7 +33,16 @@ for _i, _letter in enumerate("kmgt", start=1):
 
 
 def parse_bytes(size: int | str) -> int:
-    """Bytes from a number or a text such as `"512MiB"`, `"1.5 GB"` or `"2g"` (k, m, g, t alone are powers of 1024).
+    """Bytes from a number or a text.
+
+    Parameters
+    ----------
+    size : int or str
+        Such as `"512MiB"`, `"1.5 GB"` or `"2g"` (k, m, g, t alone are powers of 1024).
+
+    Returns
+    -------
+    int
 
     Raises
     ------

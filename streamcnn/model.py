@@ -255,6 +255,10 @@ def load_model(path: str | Path, memory_limit: int | str | None = None) -> Model
     memory_limit : int, str or None
         Of the whole process: a model that does not fit is refused before it is read. None is any size.
 
+    Returns
+    -------
+    Model
+
     Raises
     ------
     FileError

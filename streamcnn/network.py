@@ -41,14 +41,15 @@ _ROUNDING = 1 - 1e-6
 class ConvLayer:
     """One layer: convolution by random filters or data patches, activation, pooling.
 
-    With r = gain * (w * x) + bias and t = threshold the activations are: `relu` max(r - t, 0); `abs` max(|r| - t, 0);
-    `clip` min(max(r, -1), 1); `split` the channels max(r - t, 0) of all filters, then max(-r - t, 0) of all.
-    Filters and bias, which patches alone have, are scaled in `fit` so that the mean of |r| over the data is one for a `gain` of one;
+    With `r = gain * (w * x) + bias` and `t = threshold` the activations are: relu `max(r - t, 0)`; abs `max(|r| - t, 0)`;
+    clip `min(max(r, -1), 1)`; split the channels `max(r - t, 0)` of all filters, then `max(-r - t, 0)` of all.
+    Filters and bias, which patches alone have, are scaled in `fit` so that the mean of `|r|` over the data is one for a `gain` of one;
     `gain` and `threshold` are in that unit.
 
     Parameters
     ----------
     n_filters : int
+        How many; with `"split"` the layer has twice as many channels.
     kernel_size : int, (int, int) or "auto"
         `"auto"` is 7 for images of at least 48 pixels a side, else 5, or the image's side where that is smaller.
     stride, padding : int
@@ -58,12 +59,17 @@ class ConvLayer:
         is at most `max_similarity`; `"random"` keeps every one. `"patches"` are whitened windows of the layer's input (Coates, Lee & Ng
         2011, see `streamcnn.patches`), different ones; the rule of similarity is not applied to them.
     max_similarity : float
+        Of `"discriminating"` filters, from 0 to 1.
     similarity : "peak", "l1", "l2" or "signed"
         See `filter_similarity`.
     gain : float
+        What the mean size of a response is scaled to.
     activation : "relu", "abs", "clip" or "split"
+        See above.
     threshold : float
+        What a response has to exceed; `clip` has none.
     pool : "mean", "max" or None
+        What is taken of the responses in a window; None leaves them as they are.
     pool_size : int, "auto" or "fine"
         Side of the square windows, which do not overlap; incomplete windows are dropped. `"auto"` makes at most 7 windows
         along the longer side, `"fine"` at most 48: for images that all show the same thing in the same place, such as faces.
@@ -76,6 +82,14 @@ class ConvLayer:
     whitening : float
         For patches only: what is added to the eigenvalues of the covariance of the windows, normalised where `patch_norm` says so,
         before they are whitened. The less, the more the filters look for fine detail.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from streamcnn import ConvFeatures, ConvLayer
+    >>> layers = [ConvLayer(8, 3, max_similarity=0.2, pool=None), ConvLayer(16, 3, activation="split", pool_grid=(2, 2))]
+    >>> ConvFeatures(layers, random_state=0).fit_transform(load_digits().images).shape  # 2 x 2 cells of 2 x 16 channels
+    (1797, 128)
     """
 
     n_filters: int

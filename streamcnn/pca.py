@@ -49,10 +49,10 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     Attributes
     ----------
-    components_ : ndarray of shape (n_components_, n_features), float64
+    components_ : ndarray of shape (n_components, n_features), float64
         In each row the coefficient of largest size is positive.
     mean_, var_ : ndarray of shape (n_features,), float64
-    explained_variance_, explained_variance_ratio_, singular_values_ : ndarray of shape (n_components_,), float64
+    explained_variance_, explained_variance_ratio_, singular_values_ : ndarray of shape (n_components,), float64
     noise_variance_ : float
         Mean variance of the directions left out.
     n_components_, n_features_in_, n_samples_seen_, n_jobs_ : int
@@ -126,8 +126,26 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return self
 
     def partial_fit(self, X, y=None):
-        """Add the rows of an array (m, n_features) to those seen so far.
+        """Add rows to those seen so far.
 
+        Parameters
+        ----------
+        X : array-like of shape (m, n_features)
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        DataError
+            For NaN or infinity, or another number of features; nothing is added then.
+        ParameterError
+            With `"randomized"`, which needs several passes, or for a StreamingPCA that was loaded without its state.
+
+        Notes
+        -----
         With `"covariance"` the components are computed when they are first asked for. With `"incremental"` the array is one
         batch, and the first one must have at least `n_components` rows.
         """
@@ -162,6 +180,14 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def merge(self, other: "StreamingPCA") -> "StreamingPCA":
         """Take in all rows that `other` has seen, as if they had been fitted here; `other` stays as it is.
+
+        Parameters
+        ----------
+        other : StreamingPCA
+
+        Returns
+        -------
+        self
 
         Raises
         ------
@@ -309,7 +335,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
         Returns
         -------
-        ndarray of shape (n, n_components_)
+        ndarray of shape (n, n_components)
             float64 for float64 (and wide integer) arrays, else float32.
         """
         check_is_fitted(self, "n_samples_seen_")
@@ -336,7 +362,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         ----------
         block : ndarray of shape (rows, n_features), float32
             Zero-padded, always as many rows; overwritten.
-        out : ndarray of shape (rows, n_components_), float32
+        out : ndarray of shape (rows, n_components), float32
             Padded rows give rows to be ignored.
 
         Returns
@@ -355,7 +381,22 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return Projector(self.components_, self.mean_, self.explained_variance_ if self.whiten else None, dtype)
 
     def inverse_transform(self, X):
-        """Rows whose `transform` is `X`, as near as the components allow: (n, n_components_) -> (n, n_features)."""
+        """Rows whose `transform` is `X`, as near as the components allow.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_components)
+
+        Returns
+        -------
+        ndarray of shape (n, n_features)
+            float32 for float32, else float64.
+
+        Raises
+        ------
+        DataError
+            When `X` has another number of columns.
+        """
         check_is_fitted(self, "n_samples_seen_")
         X = check_array(X, dtype=[np.float64, np.float32], input_name="X")
         if X.shape[1] != self.n_components_:

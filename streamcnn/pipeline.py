@@ -48,7 +48,23 @@ EXTRACTION = ("layers", "preprocess", "mirror", "seed", "device", "feature_dtype
 
 @dataclass
 class Report:
-    """What a run did and took; `trace` is its resident memory, where the caller keeps that."""
+    """What a run did and took.
+
+    Attributes
+    ----------
+    plan : Plan
+        What was planned.
+    stage_seconds : dict of str to float
+        Of each stage, 0.0 of those reused.
+    reused : list of str
+        Stages that were finished before with the same data and parameters.
+    resumed : bool
+        Whether finished work was gone on from.
+    store_bytes : int
+        Of the store on disk, 0 where it was a temporary one.
+    trace : Trace or None
+        Resident memory over time, where the caller keeps that.
+    """
 
     plan: Plan
     stage_seconds: dict[str, float] = field(default_factory=dict)

@@ -45,8 +45,15 @@ class Plan(MemoryPlan):
         Whether features stay on disk, or are computed again in every pass.
     svc_cache_bytes : int
         libsvm's kernel cache.
-
-    Further those of `MemoryPlan`: `limit`, `base`, `base_bytes`, `chunk_size`, `stages`, `peak_bytes`, `disk_bytes`.
+    limit : int
+        Bytes.
+    base, base_bytes : dict of str to int, int
+        What is held in every stage by name, and its sum in bytes; the first is what the process held when the plan was made.
+    chunk_size : int
+        Images per kernel call.
+    stages : list of StagePlan
+    peak_bytes, disk_bytes : int
+        Planned peak of resident memory of the process; what all stages write to disk.
     """
 
     n_features: int = 0
@@ -94,6 +101,7 @@ def plan(
     memory_limit : int, str or None
         Bytes or a size such as `"1GiB"`; None for `memory.default_limit()`.
     preset : str
+        See `StreamCNNClassifier`.
     store : path or None
         Where the store would be: its disk is looked at.
     **parameters
@@ -109,6 +117,15 @@ def plan(
         When the smallest chunk does not fit; with the itemised table and the smallest limit that would do.
     StoreError
         When the disk has too little room.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from streamcnn import plan
+    >>> images, labels = np.zeros((1000, 32, 32), np.uint8), np.arange(1000) % 2
+    >>> made = plan(images, labels, memory_limit="2GiB")
+    >>> made.peak_bytes < 2 << 30, made.kernel, [stage.name for stage in made.stages]
+    (True, 'rbf', ['filters', 'extract', 'pca', 'project', 'svm', 'save'])
     """
     n_jobs, limit = resolve_n_jobs(parameters.pop("n_jobs", None)), resolve_limit(memory_limit)
     image_shape = parameters.pop("image_shape", None)

@@ -19,7 +19,20 @@ _ENTRY_SPREAD = 3 << 20
 
 @dataclass
 class StagePlan:
-    """One stage: its buffers in bytes, how often it reads the images or rows, and what it writes to disk."""
+    """One stage of a plan.
+
+    Attributes
+    ----------
+    name : str
+    claims : dict of str to int
+        Its buffers in bytes, by name.
+    passes : int
+        How often it reads the images or rows.
+    disk_bytes : int
+        What it writes to disk.
+    total : int
+        Sum of its claims.
+    """
 
     name: str
     claims: dict[str, int]

@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": "auto",
     },
     # The logarithm turns illumination into an offset, smoothing averages the noise that it raises in the dark, local contrast removes
-    # the offset and, run twice, what shadow edges leave around them. README: what each choice was measured on and gives.
+    # the offset and, run twice, what shadow edges leave around them. docs/presets.md: what each choice was measured on and gives.
     "faces": {
         "layers": (ConvLayer(12, 5, activation="split", threshold=1.0, pool="mean", pool_size="fine"),),
         "preprocess": ("log", "smooth", "local_contrast", "local_contrast"),
@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": "auto",
     },
     # Coates & Ng 2011 (Encoding Versus Training): whitened patches, both signs above a threshold, quadrants; the sizes are what
-    # 2 GiB allow. README: what each choice gives.
+    # 2 GiB allow. docs/presets.md: what each choice gives.
     "patches": {
         "layers": (
             ConvLayer(
@@ -56,7 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": "auto",
     },
     # Lee & Lee 2017, section 4. The paper gives two convolution and sub-sampling layers, filters of at most 10 % similarity,
-    # PCA and a non-linear SVM; sizes, preprocessing and SVM parameters it leaves open are chosen as the README explains.
+    # PCA and a non-linear SVM; sizes, preprocessing and SVM parameters it leaves open are chosen as docs/paper.md explains.
     "lee2017": {
         "layers": (
             ConvLayer(16, 5, activation="clip", gain=3.0, pool="mean", pool_size=2),

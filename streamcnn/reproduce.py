@@ -26,6 +26,16 @@ SUBSETS = ("2", "3", "4", "5")
 def lee2017(folder: str | Path, settings: Settings, limit: int, n_seeds: int) -> tuple[dict[str, Any], str]:
     """Train on subset 1, evaluate on subsets 2 to 5, for `n_seeds` seeds from `settings.seed` on.
 
+    Parameters
+    ----------
+    folder : str or Path
+        The cropped Extended Yale Face Database B, see `datasets.extended_yale_b`.
+    settings : Settings
+        `presets.resolve_settings("lee2017")`, say.
+    limit : int
+        Of the process, in bytes.
+    n_seeds : int
+
     Returns
     -------
     result : dict

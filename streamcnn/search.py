@@ -266,6 +266,22 @@ def search(
     -------
     Search
         Printing it shows what was tried; `StreamCNNClassifier(**found.keywords)` has what was found.
+
+    Raises
+    ------
+    DataError
+        When there are too few images of each class to hold some out.
+    StreamCNNError
+        That of the first candidate, when none can be tried.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from streamcnn.search import search
+    >>> X, y = load_digits(return_X_y=True)
+    >>> found = search(X[:400].reshape(-1, 8, 8), y[:400], seconds=1, memory_limit="4GiB", random_state=0)
+    >>> found.result["chosen"]["accuracy"] > 0.8
+    True
     """
     limit, n_jobs = resolve_limit(memory_limit), resolve_n_jobs(parameters.pop("n_jobs", None))
     image_shape, seed = parameters.pop("image_shape", None), resolve_seed(parameters.pop("random_state", None))

@@ -53,6 +53,8 @@ class FeatureStore:
     ----------
     path : str or Path
         An existing store; `FeatureStore.create` makes one.
+    durable : bool
+        Whether what is written is flushed to disk before it counts; False for stores that nobody will miss.
 
     Attributes
     ----------

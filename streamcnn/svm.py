@@ -51,7 +51,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
     C : float or "auto"
         Weight of the loss. `"auto"`: chosen on held-out rows.
     gamma : float, "scale" or "auto"
-        Of the RBF kernel exp(-gamma |x - z|^2) of scaled rows. `"scale"`: scikit-learn's 1 / (n_features * X.var()) of rows as
+        Of the RBF kernel `exp(-gamma |x - z|^2)` of scaled rows. `"scale"`: scikit-learn's `1 / (n_features * X.var())` of rows as
         given. `"auto"`: chosen on held-out rows.
     class_weight : None, "balanced" or dict
         Weight of each row by its class. (`LinearSVC` weighs only the rows of the class that is told from the rest.)
@@ -84,11 +84,11 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         Accuracy on held-out rows of each C (linear) or (C, gamma) tried; empty when given or when a class has fewer than
         5 rows in the sample: then C = 1 (rbf: 10) and gamma = 1.
     coef_, intercept_ : ndarray of shape (n_planes, n_features) and (n_planes,)
-        Linear, for rows as given: decision = X @ coef_.T + intercept_.
+        Linear, for rows as given: `decision = X @ coef_.T + intercept_`.
     support_vectors_, dual_coef_, intercept_, n_support_ : ndarray
         RBF, laid out as scikit-learn's; support vectors are scaled rows.
     landmarks_, dual_coef_, intercept_ : ndarray of shape (m, n_features), (n_planes, m) and (n_planes,)
-        Nystroem: decision = exp(-gamma_ |scale_ x - z|^2) @ dual_coef_.T + intercept_.
+        Nystroem: `decision = exp(-gamma_ |scale_ x - z|^2) @ dual_coef_.T + intercept_`.
     slope_ : float
         With `probability`: factor on decisions.
     n_iter_ : ndarray of int
@@ -313,9 +313,15 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
 
     # -- use -----------------------------------------------------------------------------------------------------------
     def decision_function(self, X):
-        """Decisions of each row: (n,) for two classes, else (n, n_classes), float64.
+        """Decisions of each row; the same row has the same bits in any company.
 
-        `X` is an array, `Rows` or a re-iterable of batches. The same row has the same bits in any company.
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features), Rows, or re-iterable of batches
+
+        Returns
+        -------
+        ndarray of shape (n,) for two classes, else (n, n_classes), float64
         """
         check_is_fitted(self, "_machine")
         source, dtype = open_rows(self, X, reset=False)
@@ -325,13 +331,33 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         return np.concatenate(parts)
 
     def predict(self, X):
-        """Class of each row: (n,), as `classes_`."""
+        """Class of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features), Rows, or re-iterable of batches
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Of `classes_`.
+        """
         decisions = self.decision_function(X)
         return self.classes_[to_codes(decisions)]
 
     @available_if(has_probabilities)
     def predict_proba(self, X):
-        """Probabilities of the classes (n, n_classes), as `classes_`: softmax of `slope_` times decisions."""
+        """Probabilities of the classes: softmax of `slope_` times decisions.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features), Rows, or re-iterable of batches
+
+        Returns
+        -------
+        ndarray of shape (n, n_classes), float64
+            In the order of `classes_`.
+        """
         return self.probabilities(self.decision_function(X))
 
     def probabilities(self, decisions: np.ndarray) -> np.ndarray:

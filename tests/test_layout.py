@@ -48,11 +48,15 @@ def test_all_public_names_are_there_and_documented():
 
 
 def test_examples_in_docstrings_run():
-    """The examples people copy work."""
+    """The examples people copy work, in whichever module they stand."""
     import doctest
     import importlib
 
-    for name in ("store", "memory", "estimators"):
+    package = Path(streamcnn.__file__).parent
+    having = [path for path in sorted(package.rglob("*.py")) if "    >>> " in path.read_text(encoding="utf-8")]
+    names = {check_layout.module_name(path, package) for path in having}
+    assert {"store", "memory", "estimators", "convfeatures", "images", "pca", "svm", "plan", "filters", "network", "search"} <= names
+    for name in names:
         result = doctest.testmod(importlib.import_module(f"streamcnn.{name}"))
-        assert result.attempted
-        assert not result.failed
+        assert result.attempted, name
+        assert not result.failed, name

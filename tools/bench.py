@@ -1,4 +1,4 @@
-"""Runs the README's measurements and writes its tables; numbers in the README come from here only.
+"""Runs the measurements and writes their tables into the README and `docs/`; numbers there come from here only.
 
 python tools/bench.py                    demo, convolution, extraction
 STREAMCNN_DATA=... python tools/bench.py  those and Extended Yale B; with STREAMCNN_LARGE=big.h5 also a fit of that file under 1 GiB
@@ -30,7 +30,7 @@ from streamcnn.reproduce import PAPER
 # for preset lee2017 on Extended Yale B: little more than the smallest that will do
 SMALL_LIMIT = "480MiB"
 SEEDS = 10
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments: str) -> dict[str, Any]:
@@ -162,13 +162,23 @@ def machine(result: dict[str, Any]) -> str:
     return f"{result['threads']} threads of {result['cpu']}; {versions}\n"
 
 
+def pages() -> list[Path]:
+    """Where tables may stand."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
 def write(name: str, table: str) -> None:
-    """Put a table between its markers in the README."""
-    text = README.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise SystemExit(f"README.md has no markers for {name}")
-    README.write_text(pattern.sub(lambda m: f"{m[1]}{table}\n{m[2]}", text), encoding="utf-8")
+    """Put a table between its markers, on every page that has them."""
+    pattern, found = re.compile(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", re.DOTALL), False
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        if place := pattern.search(text):
+            # pictures lie in docs/, beside its pages
+            here = table if page.parent == ROOT else table.replace("](docs/", "](")
+            page.write_text(f"{text[: place.start(1)]}{here}\n{text[place.end(1) :]}", encoding="utf-8")
+            found = True
+    if not found:
+        raise SystemExit(f"neither README.md nor docs/*.md has markers for {name}")
 
 
 def main(names: list[str]) -> None:

@@ -58,14 +58,37 @@ class _ResultDisplay(Display):
 
     @classmethod
     def from_estimator(cls, estimator, X, y=None, *, ax=None, **options):
-        """Of a fitted `StreamCNNClassifier` on labelled images, in a stream under its memory limit."""
+        """Of a fitted `StreamCNNClassifier` on labelled images, in a stream under its memory limit.
+
+        Parameters
+        ----------
+        estimator : StreamCNNClassifier
+        X, y
+            Labelled images, as its `score` takes them.
+        ax : matplotlib axes, optional
+        **options
+            For `ImagesDisplay` `kind`: `"confused"`, wrong with the largest margin, or `"certain"`, right with the largest margin.
+        """
         check_is_fitted(estimator)
         source = estimator._open(X, y, reset=False)
         return cls._of(tested_on(estimator.model_, source, None, estimator.memory_limit, estimator.n_jobs_), ax, **options)
 
     @classmethod
     def from_model(cls, model: Model, X, y=None, *, memory_limit=None, ax=None, **options):
-        """Of a model on labelled images, in a stream under the limit."""
+        """Of a model on labelled images, in a stream under the limit.
+
+        Parameters
+        ----------
+        model : Model
+            See `load_model`.
+        X, y
+            Labelled images, as `open_images` takes them.
+        memory_limit : int, str or None
+            Of the whole process.
+        ax : matplotlib axes, optional
+        **options
+            As in `from_estimator`.
+        """
         return cls._of(tested_on(model, X, y, memory_limit), ax, **options)
 
 
@@ -119,6 +142,10 @@ class ImagesDisplay(_ResultDisplay):
     examples : sequence of Example
         See `evaluate.run_testing`.
     title : str
+
+    See Also
+    --------
+    ConfusionDisplay : How many of each class, instead of which.
     """
 
     size = (6.0, 5.0)
