@@ -24,6 +24,8 @@ logger = logging.getLogger("streamcnn")
 
 # pooling windows along the longer side at most, for each word that `pool_size` may be
 AUTO_WINDOWS = {"auto": 7, "fine": 48}
+# rows and columns at most where `pool_grid` is "auto"
+AUTO_GRID = 5
 CALIBRATION_BYTES = 1 << 24
 # of the mean variance of windows, added to the variance of each by which contrast is normalised: of CIFAR-10 130
 NORM_SHARE = 0.1
@@ -73,12 +75,14 @@ class ConvLayer:
     pool_size : int, "auto" or "fine"
         Side of the square windows, which do not overlap; incomplete windows are dropped. `"auto"` makes at most 7 windows
         along the longer side, `"fine"` at most 48: for images that all show the same thing in the same place, such as faces.
-    pool_grid : (int, int) or None
-        Pool to so many rows and columns instead; cell i covers rows floor(i*H/R) to floor((i+1)*H/R).
+    pool_grid : (int, int), "auto" or None
+        Pool to so many rows and columns instead; cell i covers rows floor(i*H/R) to floor((i+1)*H/R). `"auto"` is 5 x 5, or as many
+        rows and columns as there are.
     patch_norm : float, "auto" or None
         Contrast normalisation, for filters of every kind: w * x of a window is divided by sqrt(v + patch_norm), v the variance of all
         the window's numbers; for patches the windows that they are drawn from are normalised so too. In squares of the layer's input: 10
-        is usual for bytes. `"auto"` is a tenth of the mean v over the sample that filters are scaled on, whatever the range of pixels.
+        is usual for bytes. `"auto"` is a tenth of the mean v over the sample that filters are scaled on, whatever the range of pixels;
+        filters of a single row or column are not normalised, as brightness may be all there is.
     whitening : float
         For patches only: what is added to the eigenvalues of the covariance of the windows, normalised where `patch_norm` says so,
         before they are whitened. The less, the more the filters look for fine detail.
@@ -104,7 +108,7 @@ class ConvLayer:
     threshold: float = 0.0
     pool: str | None = "mean"
     pool_size: Any = "auto"
-    pool_grid: tuple[int, int] | None = None
+    pool_grid: tuple[int, int] | str | None = None
     patch_norm: float | str | None = None
     whitening: float = 0.1
 
@@ -119,8 +123,8 @@ class ConvLayer:
             raise ParameterError(f'kernel_size must be a positive whole number, a pair of them or "auto", got {kernel!r}')
         if self.pool_size is not None and self.pool_size not in AUTO_WINDOWS and not (_is_int(self.pool_size) and self.pool_size > 0):
             raise ParameterError(f'pool_size must be a positive whole number, "auto" or "fine", got {self.pool_size!r}')
-        if self.pool_grid is not None and not _is_int_pair(self.pool_grid):
-            raise ParameterError(f"pool_grid must be a pair of positive whole numbers or None, got {self.pool_grid!r}")
+        if self.pool_grid is not None and self.pool_grid != "auto" and not _is_int_pair(self.pool_grid):
+            raise ParameterError(f'pool_grid must be a pair of positive whole numbers, "auto" or None, got {self.pool_grid!r}')
         for name, allowed in (("filters", ("discriminating", "random", "patches")), ("activation", tuple(ACTIVATIONS))):
             if getattr(self, name) not in allowed:
                 raise ParameterError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -198,7 +202,7 @@ def _pool_edges(layer: ConvLayer, rows: int, cols: int) -> tuple[np.ndarray, np.
     if layer.pool is None:
         return np.arange(rows + 1), np.arange(cols + 1)
     if layer.pool_grid is not None:
-        grid = layer.pool_grid
+        grid = (min(AUTO_GRID, rows), min(AUTO_GRID, cols)) if isinstance(layer.pool_grid, str) else layer.pool_grid
         if grid[0] > rows or grid[1] > cols:
             raise ParameterError(
                 f"pool_grid of {grid[0]} x {grid[1]} is finer than the {rows} x {cols} map it pools: choose at most that, larger images, "
@@ -328,9 +332,12 @@ class Network:
                         yield below.transform(part, buffers, kernels).reshape(-1, *shape)
 
             if g.layer.patch_norm == "auto":
-                contrast = mean_variance(inputs(sample), len(sample), g.kernel, seed)
-                # images without any contrast are refused further on, where they cannot be told apart
-                g = replace(g, layer=replace(g.layer, patch_norm=max(NORM_SHARE * contrast, float(np.finfo(np.float32).tiny))))
+                floor = None
+                if min(g.kernel) > 1:
+                    contrast = mean_variance(inputs(sample), len(sample), g.kernel, seed)
+                    # images without any contrast are refused further on, where they cannot be told apart
+                    floor = max(NORM_SHARE * contrast, float(np.finfo(np.float32).tiny))
+                g = replace(g, layer=replace(g.layer, patch_norm=floor))
                 self.geometry[number] = g
             if g.layer.filters == "patches":
                 bank, bias = self._draw_patches(number, g, seed, inputs(sample), len(sample))
@@ -363,12 +370,22 @@ class Network:
         assert not isinstance(layer.patch_norm, str)  # `draw` has made it a number
         # below 2**63: one is added to it
         hashed = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        automatic = layer.kernel_size == "auto"
         try:
-            bank, bias, info = draw_patches(maps, n_images, g.filters_shape, layer.patch_norm, layer.whitening, hashed)
+            bank, bias, info = draw_patches(maps, n_images, g.filters_shape, layer.patch_norm, layer.whitening, hashed, fewer=automatic)
         except FilterBankError as error:
             raise FilterBankError(f"layer {number + 1}: {error}") from None
+        bank, bias = bank.astype(np.float32), bias.astype(np.float32)
+        if (missing := layer.n_filters - len(bank)) > 0:
+            warnings.warn(
+                f"layer {number + 1}: images have {len(bank)} different windows of {g.kernel[0]} x {g.kernel[1]} that are not (nearly) "
+                f"constant, {layer.n_filters} filters are to be made of them: the other {missing} are drawn at random",
+                stacklevel=2,
+            )
+            others = self._draw_bank(number, replace(g, layer=replace(layer, n_filters=missing, filters="random")), seed)
+            bank, bias = np.concatenate([bank, others]), np.concatenate([bias, np.zeros(missing, np.float32)])
         self.info = [*self.info[:number], info]
-        return bank.astype(np.float32), bias.astype(np.float32)
+        return bank, bias
 
     def _draw_bank(self, number: int, g: Geometry, seed: int) -> np.ndarray:
         layer = g.layer

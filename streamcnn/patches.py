@@ -51,6 +51,7 @@ def draw_patches(
     patch_norm: float | None,
     whitening: float,
     seed: int,
+    fewer: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Filters of different windows, and their bias.
 
@@ -67,6 +68,8 @@ def draw_patches(
         What is added to the eigenvalues of the covariance.
     seed : int
         Decides which windows are taken, and which of these are filters; bits follow from it and the maps alone.
+    fewer : bool
+        Return fewer filters, perhaps none, where there are no more windows.
 
     Returns
     -------
@@ -78,7 +81,7 @@ def draw_patches(
     Raises
     ------
     FilterBankError
-        When there are fewer different windows that are not (nearly) constant.
+        When there are fewer different windows that are not (nearly) constant, unless `fewer`.
     """
     n_filters, *kernel, _ = filters_shape
     size = prod(filters_shape[1:])
@@ -100,7 +103,7 @@ def draw_patches(
         for _ in recut(normalised(), block):
             total += block.sum(axis=0)
             squares += block.T @ block
-        if len(chosen.windows) < n_filters:
+        if len(chosen.windows) < n_filters and not fewer:
             faint = "" if patch_norm is None else f"; with patch_norm={patch_norm:g} variances up to {_FAINT * patch_norm:g} are none: "
             faint += "lower it, or scale small pixels up" if faint else ""
             raise FilterBankError(
@@ -109,11 +112,11 @@ def draw_patches(
             )
         mean = total / n_windows
         whiten = _zca(squares / n_windows - np.outer(mean, mean), whitening)
-        directions = (_normalise(chosen.windows, patch_norm) - mean) @ whiten
+        directions = (_normalise(chosen.windows.reshape(-1, size), patch_norm) - mean) @ whiten
         directions /= np.sqrt(np.square(directions).sum(axis=1, keepdims=True))
         filters = directions @ whiten
         bias = -(filters @ mean)
-    return filters.reshape(filters_shape), bias, {"n_windows": n_windows}
+    return filters.reshape(-1, *filters_shape[1:]), bias, {"n_windows": n_windows}
 
 
 def mean_variance(maps: Iterable[np.ndarray], n_images: int, kernel: tuple[int, int], seed: int) -> float:

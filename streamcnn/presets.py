@@ -17,10 +17,14 @@ from streamcnn.preprocess import resolve_preprocess
 FEATURE_DTYPES = ("float16", "float32")
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # One layer, pooled to at most 7 x 7, is two passes over the data with PCA; both signs of a response carry information,
-    # and keeping them apart lets a linear classifier follow edges of either polarity.
+    # One layer and PCA are two passes over the data. Both signs of a response carry information, and keeping them apart lets a linear
+    # classifier follow edges of either polarity. README: what filters made of the data give.
     "fast": {
-        "layers": (ConvLayer(24, activation="split", pool="mean"),),
+        "layers": (
+            ConvLayer(
+                *(48, "auto"), filters="patches", patch_norm="auto", whitening=0.1, activation="split", threshold=0.5, pool_grid="auto"
+            ),
+        ),
         "preprocess": (),
         "n_components": "auto",
         "pca_solver": "auto",

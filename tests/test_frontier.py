@@ -49,7 +49,7 @@ def test_each_cell_is_measured_once(frontier):
     frontier.calls.clear()
     assert tool.table() == table
     assert frontier.calls == [("digits", 5)]
-    assert "| `fast` | 24 filters | 90.00 %, 1.5 s, 300 MiB |" in table
+    assert "| `fast` | 48 filters | 90.00 %, 1.5 s, 300 MiB |" in table
     assert len([row for row in table.splitlines() if row.endswith("| - |")]) == 1  # the cell that could not be
 
 

@@ -47,6 +47,8 @@ def rows_of(network, images, chunk=16, threads=2, kernels=CPU):
         (ConvLayer(8, 5, pool_size=2), (96, 84, 1), (5, 5), range(0, 93, 2), range(0, 81, 2), (46, 40, 8)),
         (ConvLayer(8, (2, 3), pool_size=3), (9, 9, 1), (2, 3), [0, 3, 6], [0, 3, 6], (2, 2, 8)),
         (ConvLayer(8, 3, pool_grid=(2, 3)), (9, 10, 1), (3, 3), [0, 3, 7], [0, 2, 5, 8], (2, 3, 8)),
+        (ConvLayer(8, pool_grid="auto"), (32, 32, 3), (5, 5), [0, 5, 11, 16, 22, 28], [0, 5, 11, 16, 22, 28], (5, 5, 8)),
+        (ConvLayer(8, pool_grid="auto"), (7, 20, 1), (5, 5), range(4), [0, 3, 6, 9, 12, 16], (3, 5, 8)),
     ],
 )
 def test_sizes(layer, in_shape, kernel, rows, cols, out_shape):
@@ -61,6 +63,7 @@ def test_sizes(layer, in_shape, kernel, rows, cols, out_shape):
         (ConvLayer(4, 9), r"layer 1: kernel_size of 9 x 9 is larger than the 8 x 8 pixels"),
         (ConvLayer(4, 5, pool_size=5), r"pool_size of 5 is larger than the 4 x 4 map"),
         (ConvLayer(4, 5, pool_grid=(5, 1)), r"pool_grid of 5 x 1 is finer than the 4 x 4 map"),
+        (ConvLayer(4, pool_grid="fine"), r"pool_grid must be a pair of positive whole numbers, \"auto\" or None, got 'fine'"),
         (ConvLayer(0), r"n_filters must be a whole number of at least 1, got 0"),
         (ConvLayer(4, "big"), r"kernel_size must be a positive whole number"),
         (ConvLayer(4, stride=0), r"stride must be"),

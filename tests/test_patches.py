@@ -226,6 +226,30 @@ def test_errors_name_the_layer():
         drawn([STACKED[0], layer])
 
 
+def test_of_automatic_size_few_windows_are_joined_by_random_filters():
+    """Where a layer of automatic size finds fewer windows than filters, all are among the filters and random ones follow; it is said."""
+    images = np.zeros((5, 6, 6, 1), np.uint8)
+    images[:, 2, 3] = 200  # 4 windows of 5 x 5, all with it
+    layer = replace(LAYER, kernel_size="auto", n_filters=7)
+    with pytest.warns(UserWarning, match="layer 1: images have 4 different windows of 5 x 5 .* the other 3 are drawn at random"):
+        made = drawn([layer], images)
+    alone = drawn([replace(layer, n_filters=4)], images)
+    ratio = made.filters[0][:4] / alone.filters[0]
+    np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-5)  # all filters have one scale
+    assert len(np.unique(made.filters[0].round(6), axis=0)) == 7
+    assert made.biases[0][:4].any() and not made.biases[0][4:].any()
+    with pytest.warns(UserWarning, match="have 0 different windows .* the other 7 are"):
+        assert np.isfinite(rows_of(drawn([layer], 0 * images), images)).all()
+
+
+def test_rows_of_numbers_keep_their_brightness():
+    """Images of a single row are not normalised for contrast by "auto": two that differ by a constant have other features."""
+    images = RNG.normal(size=(60, 1, 12, 1)).astype(np.float32)
+    made = drawn([replace(LAYER, kernel_size="auto", patch_norm="auto", pool_grid="auto", n_filters=6)], images)
+    assert made.geometry[0].layer.patch_norm is None
+    assert np.abs(rows_of(made, images) - rows_of(made, images + np.float32(3))).max() > 0.1
+
+
 # --- the fit ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -44,7 +44,9 @@ FIGURES = ("kurtosis", "correlation", "shifted", "acceptance")
 ACCURACIES = ("heldout", "test", "subset2", "subset3", "subset4", "subset5")
 COLUMNS = (*CELL, "status", *FIGURES, *ACCURACIES, "seconds")
 CHUNK, N_JOBS = 256, 2
-FAST, LEE2017 = PRESETS["fast"], PRESETS["lee2017"]
+# one layer of random filters, which preset "fast" was until filters made of the data proved better
+RANDOM = {"layers": (ConvLayer(24, activation="split", pool="mean"),)}
+LEE2017 = PRESETS["lee2017"]
 SMOOTH = ("smoothest", "blurred")
 THRESHOLDS = (0.05, 0.06, 0.075, 0.15, 0.2, 0.3, 0.5)
 
@@ -133,10 +135,10 @@ def faces(folder: Path) -> list[Data]:
     found = []
     for name, preset, steps, svm, cells in (
         # without logarithm and local contrast, subsets 4 and 5 are next to chance
-        ("yale", FAST, ("log", "local_contrast"), linear, one),
-        ("yale, no preprocessing", FAST, (), linear, one[:2]),
+        ("yale", RANDOM, ("log", "local_contrast"), linear, one),
+        ("yale, no preprocessing", RANDOM, (), linear, one[:2]),
         # whether smooth filters still help where the noise is smoothed away before
-        ("yale, smoothed", FAST, ("log", "smooth", "local_contrast"), linear, one[:2] + [c for c in one if c.selection in SMOOTH]),
+        ("yale, smoothed", RANDOM, ("log", "smooth", "local_contrast"), linear, one[:2] + [c for c in one if c.selection in SMOOTH]),
         ("yale, lee2017", LEE2017, LEE2017["preprocess"], rbf, two),
     ):
         ready = {number: (preprocessed(x, steps), codes) for number, (x, codes) in images.items()}
@@ -151,7 +153,7 @@ def cifar10(folder: Path) -> list[Data]:
     rows, test_rows = (np.random.default_rng(0).permutation(source.n_samples) for source in (train, test))
     tests = {"heldout": read(train, np.sort(rows[5000:7000])), "test": read(test, np.sort(test_rows[:2000]))}
     svm, cells = {"kernel": "linear", "C": 1.0}, cells_around(5, (0.25, 0.35))
-    data = Data("cifar10", read(train, np.sort(rows[:5000])), tests, FAST["layers"], "randomized", svm, cells, 5)
+    data = Data("cifar10", read(train, np.sort(rows[:5000])), tests, RANDOM["layers"], "randomized", svm, cells, 5)
     return [data, replace(data, name="cifar10, C = 10", svm=svm | {"C": 10.0}, cells=cells[:2], n_seeds=20)]
 
 
