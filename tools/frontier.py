@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from streamcnn import StreamCNNClassifier, StreamCNNError, open_images
+from streamcnn import ConvLayer, StreamCNNClassifier, StreamCNNError, open_images
 from streamcnn.candidates import Candidate, ladder
 from streamcnn.datasets import digits_split, extended_yale_b
 
@@ -29,14 +29,17 @@ _INK = "#767676"
 
 
 def cells() -> list[Candidate]:
-    """What a search tries, patches with mirror images alone, as the preset has them."""
-    return [c for c in ladder() if c.parameters.get("mirror", True)]
+    """What a search tries, patches with mirror images alone, as the preset has them; and filters that are not made of the data."""
+    return [c for c in ladder() if c.parameters.get("mirror", True)] + ladder("fast", layers=ConvLayer(24, activation="split"))
 
 
 def changed(candidate: Candidate) -> str:
     """What is changed of the preset, in a few words."""
-    grid, n = candidate.parameters.get("pool_grid"), candidate.settings.layers[0].n_filters
-    return f"{grid[0]} x {grid[1]} cells" if grid else f"{n} {'patches' if candidate.preset == 'patches' else 'filters'}"
+    grid, layer = candidate.parameters.get("pool_grid"), candidate.settings.layers[0]
+    kind = "patches" if candidate.preset == "patches" else "filters"
+    if candidate.preset == "fast" and layer.filters != "patches":
+        kind = "random filters"
+    return f"{grid[0]} x {grid[1]} cells" if grid else f"{layer.n_filters} {kind}"
 
 
 def open_data(name: str, folder: str | None) -> tuple[Any, list[Any]]:
