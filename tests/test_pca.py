@@ -59,7 +59,6 @@ def assert_same_bits(one, two):
         StreamingPCA(n_components=1, solver="randomized"),
     ],
     legacy=True,
-    xfail_strict=True,
     expected_failed_checks=lambda pca: (
         dict.fromkeys(("check_fit_score_takes_y", "check_n_features_in_after_fitting"), "calls partial_fit, which needs a one-pass solver")
         if pca.solver == "randomized"
