@@ -24,6 +24,7 @@ from streamcnn.rbf import RBF_ARRAYS, RbfMachine
 from streamcnn.rowinput import Batches, blocks_of, gather, is_batches, is_rows, open_rows, row_sizes, working_dtype
 from streamcnn.rows import ArrayRows, block_rows
 from streamcnn.selection import landmark_rows, select
+from streamcnn.slicing import is_sliced
 from streamcnn.svmsaved import ARRAYS, Machine, arrays_of, restore
 from streamcnn.threads import limit_blas, resolve_n_jobs
 from streamcnn.wide import WIDE, linear_solver
@@ -190,7 +191,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
     def _fit(self, X, y, sample_weight: Any, before: Any = None, known: Any = None, *, checkpoint: Checkpoint):
         self._check_parameters()
         source: Any
-        if is_rows(X) or is_batches(X):
+        if is_rows(X) or is_batches(X) or is_sliced(X):
             source, dtype = open_rows(self, X, reset=True)
         else:
             X, y = validate_data(self, X, y, dtype="numeric", ensure_all_finite=False)
