@@ -17,7 +17,7 @@ from streamcnn.adding import add_images, no_store
 from streamcnn.convfeatures import ConvFeatures, ImageInput, resolve_seed
 from streamcnn.errors import DataError
 from streamcnn.evaluate import label_codes
-from streamcnn.labels import label_values
+from streamcnn.labels import decoded, label_values
 from streamcnn.memory import MemoryMonitor, resolve_limit
 from streamcnn.model import fit_model, plan_decisions
 from streamcnn.nystroem import LANDMARKS
@@ -253,7 +253,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         if y is None and self._is_rows(X):
             raise ValueError("requires y to be passed, but the target y is None")
         if y is not None:
-            y = column_or_1d(y, warn=True)
+            y = column_or_1d(decoded(y), warn=True)
             check_classification_targets(y)
         with MemoryMonitor(limit, live=self.verbose > 1) as monitor:
             source = self._open(X, y, reset)
@@ -333,7 +333,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
     def score(self, X, y=None, sample_weight=None):
         """Mean accuracy; `y` may be left away where X carries labels, which are then compared as codes."""
         if y is not None:
-            return super().score(X, y, sample_weight)
+            return super().score(X, decoded(y), sample_weight)
         check_is_fitted(self)
         source = self._open(X, None, reset=False)
         right = self._decide(source, (), np.int32, self.model_.labels_of) == label_codes(self.model_, source)

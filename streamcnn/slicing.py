@@ -30,8 +30,8 @@ class Pieced:
     """An array of `is_sliced`, read in pieces.
 
     Pixels of a chunk are decoded (zarr, HDF5) or computed (dask) together, however few are asked for. So where a chunk is larger than
-    a quarter of a piece, whole chunks are read, and the latest one is kept for the read that goes on in it. (64 x 64 images from zarr in
-    chunks of 64 MiB: 16 times faster than pieces of 4 MiB.)
+    a quarter of a piece, whole chunks are read, and the latest one is kept for the read that goes on in it. (40,960 images of 64 x 64 from
+    zarr in chunks of 64 MiB: 0.8 s; in pieces of 4 MiB, each of which decodes a chunk, 5.9 s.)
 
     Parameters
     ----------
