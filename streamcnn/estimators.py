@@ -73,12 +73,15 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         Whether to hold out images for `predict_proba`; the SVM is then trained twice.
     memory_limit : int, str or None
         Bytes or a size such as `"2GiB"` for the resident memory of the whole process; None for half the machine.
+        Of each process: a search with `n_jobs=2` in processes may take it twice over, beside what the parent holds, so divide by jobs.
+        Jobs in threads share one process and one limit, and each counts what the others hold as in use already.
     feature_dtype : "float16" or "float32"
         Rounding of feature rows; part of the model.
     keep_features : bool or "auto"
         Whether feature rows stay on disk during the fit, or are computed again in each pass.
     store : path or None
         Folder for features and finished stages, reused by a later fit, and needed by `partial_fit`; None for a temporary one.
+        One fit at a time may use it, so leave it away in searches that run in parallel.
     device : "auto", "cpu", "cuda" or "naive"
     image_shape : tuple or None
         (height, width) or (height, width, channels) of images given as 2-D rows, or to resize image files to. Rows without it
@@ -108,6 +111,9 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
     -----
     Memory is the plan's (`streamcnn.plan`), independent of the number of images but for 16 bytes a label; time grows linearly with
     them. Method: Lee & Lee, "A Study On Memory Optimization for Applying Deep Learning to PC" (2017).
+
+    Cross-validation and searches of scikit-learn pick the images of each fold by index, which makes a copy of them in memory, whatever X
+    is; without them, arrays that slice (HDF5, zarr, dask, xarray) are read chunk by chunk.
 
     Examples
     --------
