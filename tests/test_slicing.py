@@ -204,12 +204,12 @@ from streamcnn import ConvLayer, StreamCNNClassifier
 array, labels = zarr.open_array(sys.argv[1], mode="r"), np.arange(int(sys.argv[4])) % 4
 if sys.argv[2] == "dask":
     import dask.array
-    array = dask.array.from_array(array)
+    array = dask.array.from_array(array, chunks=array.chunks)
 if sys.argv[3] == "rows":
     array = array.reshape(len(array), -1) if sys.argv[2] == "dask" else array
 layers = [ConvLayer(4, 3, filters="random", pool_grid=(3, 3))]
 parameters = {"layers": layers, "kernel": "linear", "C": 1.0, "image_shape": (64, 64), "random_state": 0}
-classifier = StreamCNNClassifier(**parameters, memory_limit="450MiB").fit(array, labels)
+classifier = StreamCNNClassifier(**parameters, memory_limit="600MiB").fit(array, labels)
 classifier.predict(array)
 status = open("/proc/self/status").read()
 print(int(status.split("VmHWM:")[1].split()[0]) << 10, classifier.report_.plan.peak_bytes, classifier.score(array, labels))
@@ -220,16 +220,16 @@ print(int(status.split("VmHWM:")[1].split()[0]) << 10, classifier.report_.plan.p
 @pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM, which is Linux's own")
 @pytest.mark.parametrize(("library", "shape"), [("zarr", "images"), ("zarr", "rows"), ("dask", "images"), ("dask", "rows")])
 def test_more_than_the_limit_from_zarr_and_dask(tmp_path, library, shape):
-    """768 MiB in chunks of 16 MiB under a limit of 450 MiB, images or rows: the high-water mark of a fresh process is below the limit."""
+    """768 MiB in chunks of 16 MiB under a limit of 600 MiB, images or rows: the high-water mark of a fresh process is below the limit."""
     zarr = pytest.importorskip("zarr", reason="zarr is not installed: pip install zarr dask xarray")
     pytest.importorskip(library, reason=f"{library} is not installed: pip install zarr dask xarray")
     n = 3 << 16
     sizes = (n, 64, 64) if shape == "images" or library == "dask" else (n, 4096)
     array = zarr.create_array(str(tmp_path / "a"), shape=sizes, dtype=np.uint8, chunks=(4096, *sizes[1:]))
-    noise = np.random.default_rng(0).integers(0, 40, (4096, *sizes[1:]), np.uint8)
-    noise += (40 * (np.arange(4096) % 4)).astype(np.uint8).reshape(-1, *[1] * (len(sizes) - 1))
+    rng = np.random.default_rng(0)
+    some = rng.integers(0, 100, (4, 64, 64))[np.arange(4096) % 4] + rng.integers(0, 40, (4096, 64, 64))
     for start in range(0, n, 4096):
-        array[start : start + 4096] = noise
+        array[start : start + 4096] = some.astype(np.uint8).reshape(4096, *sizes[1:])
     command = [sys.executable, "-c", LARGER, str(tmp_path / "a"), library, shape, str(n)]
     peak, planned, score = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
-    assert peak < 450 << 20 and planned < 450 << 20 and score > 0.9
+    assert peak < 600 << 20 and planned < 600 << 20 and score > 0.9
