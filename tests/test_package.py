@@ -49,11 +49,12 @@ def built(tmp_path_factory):
     return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
 
 
-def test_children_import_the_package_that_is_tested():
-    """From the project's folder, with `-c` and `-m`: not the checkout when the tests import an installed package."""
-    code = "import streamcnn; print(streamcnn.__file__)"
-    assert run(sys.executable, "-c", code, cwd=ROOT).strip() == streamcnn.__file__
-    assert run(sys.executable, "-m", "streamcnn", "--version", cwd=ROOT).split() == ["streamcnn", PROJECT["version"]]
+def test_children_import_the_package_that_is_tested(tmp_path):
+    """With `-c` and `-m`, wherever they start: not a package of that name in their folder, as the checkout is when a wheel is tested."""
+    (tmp_path / "streamcnn").mkdir()
+    (tmp_path / "streamcnn" / "__init__.py").write_text("raise ImportError('the wrong one')")
+    assert run(sys.executable, "-c", "import streamcnn; print(streamcnn.__file__)", cwd=tmp_path).strip() == streamcnn.__file__
+    assert run(sys.executable, "-m", "streamcnn", "--version", cwd=tmp_path).split() == ["streamcnn", PROJECT["version"]]
 
 
 def test_the_wheel_is_the_package_and_nothing_else(built):
