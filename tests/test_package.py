@@ -115,7 +115,7 @@ def test_a_clean_environment_passes_from_the_sdist(built, tmp_path, versions):
     limits.write_text("\n".join(lowest.lowest(PROJECT, ["test"])) if versions == "lowest" else "")
     run(binaries / "python", "-m", "pip", "install", "-q", "-c", limits, f"{wheel}[test]", "mypy")
     with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # 3.11.4 on
     root = next(tmp_path.glob("streamcnn-*"))
     assert run(binaries / "streamcnn", "--version").split()[-1] == PROJECT["version"]
     (tmp_path / "user.py").write_text(USER)
