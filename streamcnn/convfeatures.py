@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from streamcnn.errors import ParameterError
 from streamcnn.features import FeatureExtractor
@@ -16,6 +16,7 @@ from streamcnn.network import Network, resolve_layers
 from streamcnn.pipeline import draw_filters
 from streamcnn.plan import plan_drawing, plan_transform
 from streamcnn.presets import resolve_settings
+from streamcnn.rowinput import check_rows
 from streamcnn.threads import resolve_n_jobs
 
 
@@ -41,8 +42,7 @@ class ImageInput:
 
     def _open(self, X: Any, y: Any, reset: bool) -> ImageSource:
         if self._is_rows(X):
-            # nothing is converted or looked through here: that would copy the array; the source does both, chunk by chunk
-            X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
+            X = check_rows(self, X, reset)
         limit = resolve_limit(self.memory_limit) if isinstance(X, (str, Path)) else None  # type: ignore[attr-defined]
         source = open_images(X, y, image_shape=self.image_shape, memory_limit=limit)  # type: ignore[attr-defined]
         if reset and not self._is_rows(X):

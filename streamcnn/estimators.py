@@ -16,7 +16,7 @@ from streamcnn.adding import add_images, no_store
 from streamcnn.convfeatures import ConvFeatures, ImageInput, resolve_seed
 from streamcnn.errors import DataError
 from streamcnn.evaluate import label_codes
-from streamcnn.labels import label_values
+from streamcnn.labels import decoded, label_values
 from streamcnn.memory import MemoryMonitor, resolve_limit
 from streamcnn.model import fit_model
 from streamcnn.nystroem import LANDMARKS
@@ -77,12 +77,15 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         Whether to hold out images for `predict_proba`; the SVM is then trained twice.
     memory_limit : int, str or None
         Bytes or a size such as `"2GiB"` for the resident memory of the whole process; None for half the machine.
+        Of each process: a search with `n_jobs=2` in processes may take it twice over, beside what the parent holds, so divide by jobs.
+        Jobs in threads share one process and one limit, and each counts what the others hold as in use already.
     feature_dtype : "float16" or "float32"
         Rounding of feature rows; part of the model.
     keep_features : bool or "auto"
         Whether feature rows stay on disk during the fit, or are computed again in each pass.
     store : path or None
         Folder for features and finished stages, reused by a later fit, and needed by `partial_fit`; None for a temporary one.
+        One fit at a time may use it, so leave it away in searches that run in parallel.
     device : "auto", "cpu", "cuda" or "naive"
         What convolves; `"auto"` is a CUDA device where there is one, else the CPU. `"naive"` is the slow reference.
     image_shape : tuple or None
@@ -116,6 +119,9 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
     -----
     Memory is the plan's (`streamcnn.plan`), independent of the number of images but for 16 bytes a label; time grows linearly with
     them. Method: Lee & Lee, "A Study On Memory Optimization for Applying Deep Learning to PC" (2017).
+
+    Cross-validation and searches of scikit-learn pick the images of each fold by index, which makes a copy of them in memory, whatever X
+    is; without them, arrays that slice (HDF5, zarr, dask, xarray) are read chunk by chunk.
 
     Examples
     --------
@@ -261,7 +267,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         if y is None and self._is_rows(X):
             raise ValueError("requires y to be passed, but the target y is None")
         if y is not None:
-            y = column_or_1d(y, warn=True)
+            y = column_or_1d(decoded(y), warn=True)
             check_classification_targets(y)
         with MemoryMonitor(limit, live=self.verbose > 1) as monitor:
             source = self._open(X, y, reset)
@@ -361,7 +367,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         float
         """
         if y is not None:
-            return super().score(X, y, sample_weight)
+            return super().score(X, decoded(y), sample_weight)
         check_is_fitted(self)
         source = self._open(X, None, reset=False)
         right = self._decide(source, (), np.int32, self.model_.labels_of) == label_codes(self.model_, source)

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 
 # a version-3 superblock carries checksums of its own, and older h5py still reads it
-LIBVER = ("v110", "v110")
+_VERSION = h5py.h5f.LIBVER_V110
 
 
 class _Output(io.RawIOBase):
@@ -89,20 +89,28 @@ class _Output(io.RawIOBase):
 class NewFile(h5py.File):
     """A new HDF5 file for writing; close it by leaving a `with` block of `creating`."""
 
-    def __init__(self, output: _Output, **options):
-        super().__init__(output, "w", libver=LIBVER, **options)
+    def __init__(self, output: _Output, chunk_cache: int | None = None):
+        access, creation = h5py.h5p.create(h5py.h5p.FILE_ACCESS), h5py.h5p.create(h5py.h5p.FILE_CREATE)
+        access.set_fileobj_driver(h5py.h5fd.fileobj_driver, output)
+        access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+        access.set_libver_bounds(_VERSION, _VERSION)
+        if chunk_cache is not None:
+            access.set_cache(0, 521, chunk_cache, 0.75)  # HDF5's own number of slots and preemption
+        # h5py.File can leave the root group's time of creation away from 3.15 on only: before, equal contents were different files
+        creation.set_obj_track_times(False)
+        super().__init__(h5py.h5f.create(b"new", h5py.h5f.ACC_TRUNC, creation, access))
         self.check = output.check
 
 
 @contextlib.contextmanager
-def creating(path: Path, **options) -> Iterator[NewFile]:
+def creating(path: Path, chunk_cache: int | None = None) -> Iterator[NewFile]:
     """A new HDF5 file at `path`, closed at the end of the block.
 
     Parameters
     ----------
     path : Path
-    **options
-        Of `h5py.File`.
+    chunk_cache : int or None
+        Bytes of HDF5's chunk cache for each data set; None for its default.
 
     Yields
     ------
@@ -116,7 +124,7 @@ def creating(path: Path, **options) -> Iterator[NewFile]:
     """
     output = _Output(path)
     try:
-        with NewFile(output, **options) as file:
+        with NewFile(output, chunk_cache) as file:
             yield file
         output.check()
     finally:

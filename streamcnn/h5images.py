@@ -207,7 +207,7 @@ def write_images_h5(
     path, dtype = Path(path), np.dtype(dtype)
     rows = min(n_samples, max(1, _WRITE_CHUNK // (math.prod(image_shape) * dtype.itemsize)))
     # the cache keeps the chunk that two blocks share until it is full
-    with replacing(path) as temporary, creating(temporary, rdcc_nbytes=4 * _WRITE_CHUNK) as file:
+    with replacing(path) as temporary, creating(temporary, chunk_cache=4 * _WRITE_CHUNK) as file:
         images = file.create_dataset("images", (n_samples, *image_shape), dtype, chunks=(rows, *image_shape), fletcher32=True)
         _write_blocks(file, images, blocks)
         if label_names is not None:

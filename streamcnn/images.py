@@ -27,6 +27,7 @@ from streamcnn.imagefiles import (
     read_header,
 )
 from streamcnn.labels import encode_labels
+from streamcnn.slicing import check_known, is_sliced
 from streamcnn.sources import ArraySource, ImageSource, check_finite, check_image_shape
 from streamcnn.system import resident_bytes
 from streamcnn.untrusted import check_regular
@@ -230,7 +231,7 @@ def open_images(
     data : path, array-like or ImageSource
         A class-per-folder tree or flat folder of images, one image file, an `.h5` or `.hdf5`, `.npz` or `.npy` file; an
         array (n, height, width, channels), (n, height, width) or rows (n, features), in memory, memory-mapped, or anything
-        with shape, dtype and slicing; a source is returned as it is.
+        with shape, dtype and slicing (zarr, dask, xarray); a source is returned as it is.
     labels : array-like (n,), optional
         Integers, whole floats or strings; used instead of those stored with the images.
     images_key, labels_key : str, optional
@@ -328,7 +329,9 @@ def _open_path(path: Path, labels, images_key, labels_key, options, need_labels:
 def _open_array(data: Any, labels, image_shape) -> ImageSource:
     if hasattr(data, "tocsr"):
         raise DataError("images must be a dense array, got a sparse matrix; give images.toarray()")
-    if not isinstance(data, np.ndarray) and not _is_array_like(data):
+    if is_sliced(data):
+        check_known(data, "images")
+    elif not isinstance(data, np.ndarray):
         try:
             data = np.asarray(data)
         except ValueError as error:
@@ -346,12 +349,3 @@ def _open_array(data: Any, labels, image_shape) -> ImageSource:
         path, offset = origin
         return FlatFileSource(path, data.shape, data.dtype, offset, kind="memmap", image_shape=image_shape, labels=encoded)
     return ArraySource(data, image_shape, encoded)
-
-
-def _is_array_like(data: Any) -> bool:
-    """Whether `data` can be sliced without loading all of it, as h5py's and zarr's arrays can."""
-    try:
-        np.dtype(data.dtype)
-        return isinstance(data.shape, tuple) and hasattr(data, "__getitem__") and len(data.shape) > 0
-    except (AttributeError, TypeError):
-        return False

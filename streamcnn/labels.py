@@ -63,6 +63,18 @@ def label_values(values, source: str = "labels") -> np.ndarray:
     raise DataError(f"Unknown label type: {source} must be whole numbers or strings, got type {array.dtype}")
 
 
+def decoded(values):
+    """`values` with UTF-8 bytes, which is how HDF5 hands over strings, made `str`; anything else as it is.
+
+    scikit-learn refuses bytes as labels.
+    """
+    if getattr(values, "dtype", None) is None:
+        return values
+    array = np.asarray(values)
+    objects = array.dtype.kind == "O" and array.size and isinstance(array.flat[0], bytes)
+    return label_values(array) if array.dtype.kind == "S" or objects else values
+
+
 def _from_objects(array: np.ndarray, source: str) -> np.ndarray:
     """An object array whose values share one kind (as pandas gives them) -> an array of that kind."""
     if len(array) and all(isinstance(value, str) for value in array):

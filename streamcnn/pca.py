@@ -163,7 +163,9 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         source, dtype = open_rows(self, X, reset=first)
         assert isinstance(source, ArrayRows)
         # all of it before any of it is added
-        check_finite(source.array, 0 if first else self.n_samples_seen_)
+        block = np.empty((block_rows(self.n_features_in_), self.n_features_in_), dtype)
+        for start, n_valid in iter_blocks(source, block):
+            check_finite(block[:n_valid], start + (0 if first else self.n_samples_seen_))
         if first:
             self._start(self._check_n_components(self.n_features_in_), one_pass=True)
         with limit_blas(self.n_jobs_):

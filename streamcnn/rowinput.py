@@ -8,6 +8,7 @@ from sklearn.utils.validation import validate_data
 
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.rows import ArrayRows, Rows, block_rows, iter_blocks, recut
+from streamcnn.slicing import check_known, is_sliced
 
 
 def open_rows(estimator, X, reset: bool, ensure_min_samples: int = 1) -> tuple["Rows | Batches", np.dtype]:
@@ -16,7 +17,7 @@ def open_rows(estimator, X, reset: bool, ensure_min_samples: int = 1) -> tuple["
     Parameters
     ----------
     estimator : scikit-learn estimator
-    X : array-like of shape (n, n_features), Rows, or re-iterable of batches
+    X : array-like of shape (n, n_features), also one that slices (HDF5, zarr, dask), Rows, or re-iterable of batches
     reset : bool
     ensure_min_samples : int
         Of an array.
@@ -29,17 +30,42 @@ def open_rows(estimator, X, reset: bool, ensure_min_samples: int = 1) -> tuple["
         float64 for arrays that float32 cannot hold, else float32.
     """
     if not is_rows(X) and not is_batches(X):
-        # nothing is converted or looked through here: that would copy the array; blocks are, one at a time
-        array = validate_data(estimator, X, reset=reset, dtype="numeric", ensure_all_finite=False, ensure_min_samples=ensure_min_samples)
+        array = check_rows(estimator, X, reset, ensure_min_samples)
         return ArrayRows(array), working_dtype(array.dtype)
     source, dtype = (X, np.dtype(np.float32)) if is_rows(X) else ((batches := Batches(X)), batches.dtype)
-    if reset:
-        estimator.n_features_in_ = source.n_features
-        vars(estimator).pop("feature_names_in_", None)
-    elif source.n_features != estimator.n_features_in_:
-        name = type(estimator).__name__
-        raise DataError(f"X has {source.n_features} features, but {name} is expecting {estimator.n_features_in_} features as input")
+    _check_width(estimator, source.n_features, reset)
     return source, dtype
+
+
+def check_rows(estimator, X, reset: bool, ensure_min_samples: int = 1):
+    """scikit-learn's `validate_data`, without a conversion or a look at the values, which would copy or load the array.
+
+    Blocks are converted and looked at later, one at a time. What slices (`streamcnn.slicing`) stays as it is.
+
+    Raises
+    ------
+    ValueError
+        For other than 2 axes, another width than `estimator` was fitted with, too few rows, or values that are no numbers.
+    """
+    if not is_sliced(X):
+        return validate_data(estimator, X, reset=reset, dtype="numeric", ensure_all_finite=False, ensure_min_samples=ensure_min_samples)
+    check_known(X, "X")
+    if len(X.shape) != 2 or np.dtype(X.dtype).kind not in "fiub":
+        raise DataError(f"X must be real numbers of shape (rows, features), got {X.dtype} {tuple(X.shape)}")
+    if X.shape[0] < ensure_min_samples or not X.shape[1]:
+        raise DataError(f"X must have at least {ensure_min_samples} rows of at least 1 feature, got {X.shape[0]} of {X.shape[1]}")
+    _check_width(estimator, int(X.shape[1]), reset)
+    return X
+
+
+def _check_width(estimator, n_features: int, reset: bool) -> None:
+    """Publish the width of rows, or compare it with that of the fit."""
+    if reset:
+        estimator.n_features_in_ = n_features
+        vars(estimator).pop("feature_names_in_", None)
+    elif n_features != estimator.n_features_in_:
+        name = type(estimator).__name__
+        raise DataError(f"X has {n_features} features, but {name} is expecting {estimator.n_features_in_} features as input")
 
 
 class Batches:

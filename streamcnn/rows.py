@@ -9,6 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
+from streamcnn.slicing import Pieced
+
+# blocks of rows are no larger
+_PIECE_BYTES = 8 << 20
+
 
 def block_rows(n_features: int) -> int:
     """Rows of a block: a power of two from 64 to 1024 that keeps a float32 block near 8 MiB; follows the width alone."""
@@ -27,14 +32,18 @@ class Rows(Protocol):
 
 
 class ArrayRows:
-    """A 2-D array seen as `Rows`."""
+    """A 2-D array, in memory or one that slices, seen as `Rows`."""
 
     def __init__(self, array):
-        self.array = array
-        self.n_rows, self.n_features = array.shape
+        self.array = array if isinstance(array, np.ndarray) else Pieced(array, _PIECE_BYTES)
+        self.n_rows, self.n_features = map(int, array.shape)
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
-        out[: stop - start] = self.array[start:stop]
+        if isinstance(self.array, np.ndarray):
+            out[: stop - start] = self.array[start:stop]
+            return
+        for first, rows in self.array.pieces(start, stop):
+            out[first - start : first - start + len(rows)] = rows
 
 
 def iter_blocks(rows: Rows, block: np.ndarray, first: int = 0) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from streamcnn.errors import DataError, ParameterError
 from streamcnn.forking import ThreadLock, tell_child
 from streamcnn.labels import labels_digest
 from streamcnn.memory import format_bytes
+from streamcnn.slicing import Pieced
 
 PIECE_BYTES = 4 << 20
 """Largest conversion buffer, unless one image alone is larger and its source cannot be read in parts."""
@@ -295,10 +296,10 @@ def mapped_bytes(array: np.ndarray) -> int:
 
 
 class ArraySource(ImageSource):
-    """Images in an array, or in anything with `shape`, `dtype` and slicing along the first axis (h5py, zarr).
+    """Images in an array, or in anything with `shape`, `dtype` and slicing along the first axis (h5py, zarr, dask, xarray).
 
     A NumPy array is converted straight into the caller's buffer. Anything else is asked for slices of at most
-    `PIECE_BYTES` (one image at least), which it allocates.
+    `PIECE_BYTES` (one image, or one of its chunks, at least), which it allocates.
     """
 
     kind = "array"
@@ -306,17 +307,11 @@ class ArraySource(ImageSource):
     def __init__(self, data, image_shape: tuple[int, ...] | None = None, labels=None):
         shape = resolve_shape(tuple(data.shape), image_shape)
         super().__init__(data.shape[0], shape, data.dtype, labels)
-        self._data = data
+        self._data = data if isinstance(data, np.ndarray) else Pieced(data, PIECE_BYTES)
 
-    @property
-    def _piece_rows(self) -> int:
-        return max(1, PIECE_BYTES // (self.row_values * self.stored_dtype.itemsize))
-
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+    def _pieces(self, start: int, stop: int) -> Iterable[tuple[int, np.ndarray]]:
         """(first row, stored pixels) of neighbouring slices."""
-        step = stop - start if isinstance(self._data, np.ndarray) else self._piece_rows
-        for first in range(start, stop, max(step, 1)):
-            yield first, np.asarray(self._data[first : min(first + step, stop)])
+        return self._data.pieces(start, stop) if isinstance(self._data, Pieced) else [(start, self._data[start:stop])]
 
     def _fill(self, start, stop, out):
         for first, stored in self._pieces(start, stop):
@@ -329,12 +324,16 @@ class ArraySource(ImageSource):
     def _scratch(self, chunk_size):
         if isinstance(self._data, np.ndarray):
             return {"mapped pages": mapped_bytes(self._data)}
-        rows = min(self._piece_rows, chunk_size, self.n_samples)
-        return {"conversion": rows * self.row_values * self.stored_dtype.itemsize}
+        return self._data.claims(min(chunk_size, self.n_samples))
+
+    def close(self):
+        if isinstance(self._data, Pieced):
+            self._data.close()
 
     def _identity(self):
         digest = hashlib.sha256()
-        for first in range(0, self.n_samples, self._piece_rows):
-            piece = np.ascontiguousarray(self._data[first : first + self._piece_rows])
-            digest.update(memoryview(piece.reshape(-1).view(np.uint8)))
+        step = max(1, PIECE_BYTES // (self.row_values * self.stored_dtype.itemsize))
+        for first in range(0, self.n_samples, step):
+            for _, piece in self._pieces(first, min(first + step, self.n_samples)):
+                digest.update(memoryview(np.ascontiguousarray(piece).reshape(-1).view(np.uint8)))
         return {**super()._identity(), "content": digest.hexdigest()}

@@ -337,7 +337,7 @@ class FeatureStore:
         name = f"{kind}/{shard:05d}.h5"
         self._make_folder(kind)
         with replacing(self.path / name, self.durable) as temporary:
-            with creating(temporary, rdcc_nbytes=2 * HDF5_CHUNK_BYTES) as file:
+            with creating(temporary, chunk_cache=2 * HDF5_CHUNK_BYTES) as file:
                 writer = ShardWriter(file, n_rows, n_features, dtype, self.checksums)
                 yield writer
             if writer.filled != n_rows:

@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from streamcnn.calibration import fit_slope, held_out_rows, probabilities
 from streamcnn.checkpoint import Checkpoint
 from streamcnn.errors import DataError, ParameterError
+from streamcnn.labels import decoded
 from streamcnn.ladder import KERNELS, TILE, check_class_weight, check_landmarks, check_probability, resolve_kernel
 from streamcnn.newton import LinearProblem, LinearSolution, continued
 from streamcnn.nystroem import LANDMARKS, Landmarks, NystroemProblem
@@ -24,6 +25,7 @@ from streamcnn.rbf import RBF_ARRAYS, RbfMachine
 from streamcnn.rowinput import Batches, blocks_of, gather, is_batches, is_rows, open_rows, row_sizes, working_dtype
 from streamcnn.rows import ArrayRows, block_rows
 from streamcnn.selection import landmark_rows, select
+from streamcnn.slicing import is_sliced
 from streamcnn.svmsaved import ARRAYS, Machine, arrays_of, restore
 from streamcnn.threads import limit_blas, resolve_n_jobs
 from streamcnn.wide import WIDE, linear_solver
@@ -190,10 +192,10 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
     def _fit(self, X, y, sample_weight: Any, before: Any = None, known: Any = None, *, checkpoint: Checkpoint):
         self._check_parameters()
         source: Any
-        if is_rows(X) or is_batches(X):
+        if is_rows(X) or is_batches(X) or is_sliced(X):
             source, dtype = open_rows(self, X, reset=True)
         else:
-            X, y = validate_data(self, X, y, dtype="numeric", ensure_all_finite=False)
+            X, y = validate_data(self, X, decoded(y), dtype="numeric", ensure_all_finite=False)
             source, dtype = ArrayRows(X), working_dtype(X.dtype)
         with limit_blas(self.n_jobs_):
             weights = _check_weights(sample_weight)
@@ -282,7 +284,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             y = np.concatenate(source.labels)
         if y is None:
             raise DataError("StreamingSVC requires y to be passed, but the target y is None")
-        y = column_or_1d(y, warn=True)
+        y = column_or_1d(decoded(y), warn=True)
         if len(y) != n_rows:
             raise DataError(f"y must have one label for each of {n_rows} rows, got {len(y)}")
         return y
@@ -344,6 +346,10 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         """
         decisions = self.decision_function(X)
         return self.classes_[to_codes(decisions)]
+
+    def score(self, X, y, sample_weight=None):
+        """Mean accuracy."""
+        return super().score(X, decoded(y), sample_weight)
 
     @available_if(has_probabilities)
     def predict_proba(self, X):

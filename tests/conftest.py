@@ -7,6 +7,19 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+import streamcnn
+
+# children import what these tests import: not what lies in the folder they start in, which `-c` and `-m` put first. Programs of the tests
+# and tools then do not see the files beside them, so those folders are named
+os.environ["PYTHONSAFEPATH"] = "1"
+_FOLDERS = [Path(__file__).parent, Path(__file__).parent.parent / "tools", *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(folder).absolute()) for folder in _FOLDERS if folder)
+
+
+def pytest_report_header():
+    """Which package is tested."""
+    return f"streamcnn: {Path(streamcnn.__file__).parent}"
+
 
 @pytest.fixture(autouse=True, scope="session")
 def scratch(tmp_path_factory):

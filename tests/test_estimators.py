@@ -18,7 +18,7 @@ SMALL = {"layers": [ConvLayer(8, 3, activation="split", filters="random", pool_s
 
 
 @pytest.mark.filterwarnings("ignore:layer 1. images leave room:UserWarning")
-@parametrize_with_checks([StreamCNNClassifier(random_state=0), ConvFeatures(random_state=0)], legacy=True, xfail_strict=True)
+@parametrize_with_checks([StreamCNNClassifier(random_state=0), ConvFeatures(random_state=0)], legacy=True)
 def test_scikit_learn_contract(estimator, check):
     """Every check of scikit-learn, legacy ones included, with no expected failure."""
     check(estimator)

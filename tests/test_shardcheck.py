@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from mutations import lookup3, metadata_blocks
 
-from streamcnn.h5files import LIBVER
 from streamcnn.shardcheck import shard_errors
 from streamcnn.store import FeatureStore
 
@@ -29,7 +28,7 @@ def rewritten(store, **changes):
     """The error of shard 1, written anew with the same rows by other means, its size in the manifest put right."""
     path = store.path / "features/00001.h5"
     options = {"chunks": (10, 7), "fletcher32": True, "dtype": "<f2"} | changes
-    with h5py.File(path, "w", libver=LIBVER) as file:
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
         if "external" in options:
             options = {"dtype": "<f2", "external": [(str(path.with_name("rows")), 0, h5py.h5f.UNLIMITED)]}
         rows = options.pop("rows", ROWS)
@@ -100,7 +99,7 @@ def test_a_chunk_without_checksum_is_refused(store, size):
     path = store.path / "features/00001.h5"
     with h5py.File(path) as file:
         chunks = {row: file["features"].id.read_direct_chunk((row, 0))[1] for row in range(0, 40, 10)}
-    with h5py.File(path, "w", libver=LIBVER) as file:
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
         data = file.create_dataset("features", (37, 7), "<f2", chunks=(10, 7), fletcher32=True, fillvalue=np.nan)
         for row, stored in chunks.items():
             # into new places: HDF5 ignores the mask of a chunk that takes the place of another
@@ -112,7 +111,7 @@ def test_a_chunk_without_checksum_is_refused(store, size):
 def test_a_missing_chunk_is_refused(store):
     """Rows never written come back as fill values: an error before any hash."""
     path = store.path / "features/00001.h5"
-    with h5py.File(path, "w", libver=LIBVER) as file:
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
         data = file.create_dataset("features", (37, 7), "<f2", chunks=(10, 7), fletcher32=True, fillvalue=np.nan)
         data[:20] = ROWS[:20]
         file.create_dataset("labels", data=LABELS.astype("<i8"), chunks=(37,), fletcher32=True)

@@ -62,7 +62,6 @@ def overlapping(n, k, n_classes, seed=0):
         StreamingSVC(kernel="linear", C=1.0, probability=True),
     ],
     legacy=True,
-    xfail_strict=True,
     expected_failed_checks=lambda svc: (
         {"check_sample_weight_equivalence_on_dense_data": "libsvm stops at 1e-3; landmarks and rows held out are chosen by row number"}
         if svc.kernel != "linear" or svc.probability

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ORDER = """
-errors faults forking files h5files threads rows system drawing tracing memory h5layout untrusted
+errors faults forking files h5files threads slicing rows system drawing tracing memory h5layout untrusted
  labels imagetraps imagefiles sources arrayfiles h5text h5images images subset
 kernels.jit kernels kernels.half kernels.checksum kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
 kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda

@@ -23,7 +23,7 @@ PICTURE = Path(__file__).parent.parent / "docs" / "memory.png"
 LIMIT, N_IMAGES = "512MiB", 262_144
 # what goes in and what comes out of the stages that take long enough to be labelled
 FLOW = {
-    "extract": "images → random filters\n→ features on disk",
+    "extract": "images → filters\n→ features on disk",
     "pca": "features → PCA",
     "project": "features →\n256 numbers",
     "svm": "→ SVM → model",
