@@ -94,11 +94,13 @@ def test_the_newest_entry_of_the_changelog_is_this_version():
 
 
 def test_lowest_versions_are_the_bounds():
-    """Bounds of a project and its extras become pins; a requirement without one is refused."""
-    project = {"dependencies": ["b>=1.2,<9", "a[cu12]>=3"], "optional-dependencies": {"x": ["c-d==5.0"], "y": ["e>=1"]}}
+    """Bounds of a project and its extras, and of extras that these name, become pins; a requirement without one is refused."""
+    extras = {"x": ["c-d==5.0"], "y": ["e>=1"], "z": ["f>=2", "own[x,y]"]}
+    project = {"name": "own", "dependencies": ["b>=1.2,<9", "a[cu12]>=3"], "optional-dependencies": extras}
     assert lowest.lowest(project, ["x"]) == ["a==3", "b==1.2", "c-d==5.0"]
+    assert lowest.lowest(project, ["z"]) == ["a==3", "b==1.2", "c-d==5.0", "e==1", "f==2"]
     with pytest.raises(ValueError, match="lower bound, got 'numpy'"):
-        lowest.lowest({"dependencies": ["numpy"]}, [])
+        lowest.lowest({"name": "own", "dependencies": ["numpy"]}, [])
     assert len(lowest.lowest(PROJECT, ["test", "plot", "notebook"])) >= len(PROJECT["dependencies"]) + 5
 
 
