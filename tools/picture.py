@@ -25,8 +25,8 @@ LIMIT, N_IMAGES = "512MiB", 262_144
 FLOW = {
     "extract": "images → filters\n→ features on disk",
     "pca": "features → PCA",
-    "project": "features →\n256 numbers",
-    "svm": "→ SVM → model",
+    "project": "→ 256\nnumbers",
+    "svm": "→ SVM\n→ model",
 }
 _INK = "#767676"  # seen on white and on black
 _MIB = 1 << 20
