@@ -6,9 +6,9 @@ from streamcnn.errors import StreamCNNError
 from streamcnn.estimators import ConvFeatures, StreamCNNClassifier
 from streamcnn.filters import filter_similarity, random_filter_bank
 from streamcnn.images import open_images
+from streamcnn.layers import ConvLayer
 from streamcnn.memory import MemoryBudget, MemoryMonitor
 from streamcnn.model import load_model
-from streamcnn.network import ConvLayer
 from streamcnn.pca import StreamingPCA
 from streamcnn.plan import plan
 from streamcnn.store import FeatureStore

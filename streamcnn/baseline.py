@@ -24,8 +24,9 @@ from streamcnn.errors import DataError, ParameterError, StreamCNNError
 from streamcnn.files import scratch_folder
 from streamcnn.images import ImageSource
 from streamcnn.kernels import get_kernels
+from streamcnn.layers import resolve_layers
 from streamcnn.memory import format_bytes
-from streamcnn.network import Network, resolve_layers
+from streamcnn.network import Network
 from streamcnn.pipeline import draw_filters
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress

@@ -11,8 +11,9 @@ from streamcnn.errors import ParameterError
 from streamcnn.features import FeatureExtractor
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels, resolve_device
+from streamcnn.layers import resolve_layers
 from streamcnn.memory import MemoryMonitor, resolve_limit
-from streamcnn.network import Network, resolve_layers
+from streamcnn.network import Network
 from streamcnn.pipeline import draw_filters
 from streamcnn.plan import plan_drawing, plan_transform
 from streamcnn.presets import resolve_settings

@@ -20,8 +20,9 @@ from streamcnn.features import FeatureExtractor
 from streamcnn.files import scratch_folder
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels
+from streamcnn.layers import ConvLayer, resolve_layers
 from streamcnn.memory import MemoryMonitor, parse_bytes
-from streamcnn.network import ConvLayer, Network, resolve_layers
+from streamcnn.network import Network
 from streamcnn.pipeline import Run, draw_filters
 from streamcnn.plan import Plan, make_plan
 from streamcnn.presets import Settings, resolve_settings

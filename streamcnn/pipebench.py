@@ -23,8 +23,8 @@ from streamcnn.errors import ParameterError
 from streamcnn.estimators import StreamCNNClassifier
 from streamcnn.files import scratch_folder
 from streamcnn.images import ImageSource, open_images, write_images_h5
+from streamcnn.layers import ConvLayer
 from streamcnn.model import load_model
-from streamcnn.network import ConvLayer
 from streamcnn.system import peak_resident_bytes
 from streamcnn.threads import limit_blas, resolve_n_jobs
 from streamcnn.timing import torch_with

@@ -18,8 +18,9 @@ from streamcnn.files import existing, scratch_parent
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels
 from streamcnn.ladder import resolve_kernel
+from streamcnn.layers import Geometry, resolve_layers
 from streamcnn.memory import claims_table, format_bytes, resolve_limit
-from streamcnn.network import Geometry, Network, resolve_layers
+from streamcnn.network import Network
 from streamcnn.pcaplan import resolve_solver
 from streamcnn.planning import COMFORT, MemoryPlan, StagePlan, added, choose_chunk
 from streamcnn.presets import Settings, resolve_settings

@@ -9,7 +9,7 @@ import numpy as np
 from streamcnn.errors import ParameterError
 from streamcnn.kernels import DEVICES
 from streamcnn.ladder import KERNELS, check_class_weight, check_landmarks, check_probability
-from streamcnn.network import ConvLayer, layer_to_dict
+from streamcnn.layers import ConvLayer, layer_to_dict
 from streamcnn.nystroem import LANDMARKS
 from streamcnn.pcaplan import SOLVERS as PCA_SOLVERS
 from streamcnn.preprocess import resolve_preprocess

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import fields
 from typing import Any
 
-from streamcnn.network import ConvLayer, layer_from_dict
+from streamcnn.layers import ConvLayer, layer_from_dict
 from streamcnn.presets import PRESETS, Settings
 
 # parameter -> flag of the command line

@@ -24,9 +24,9 @@ from streamcnn.errors import DataError, FilterBankError, MemoryBudgetError, Para
 from streamcnn.evaluate import evaluate
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels
+from streamcnn.layers import ConvLayer
 from streamcnn.memory import MemoryMonitor, resolve_limit
 from streamcnn.model import fit_model, interrupted
-from streamcnn.network import ConvLayer
 from streamcnn.pipeline import check_same_data, digest_of
 from streamcnn.plan import check_labels, make_plan
 from streamcnn.presets import Settings

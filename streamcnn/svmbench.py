@@ -21,7 +21,7 @@ from streamcnn.errors import ParameterError
 from streamcnn.estimators import ConvFeatures
 from streamcnn.files import scratch_folder
 from streamcnn.images import open_images
-from streamcnn.network import ConvLayer
+from streamcnn.layers import ConvLayer
 from streamcnn.pca import StreamingPCA
 from streamcnn.store import FeatureStore
 from streamcnn.svm import StreamingSVC

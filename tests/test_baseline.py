@@ -14,7 +14,8 @@ from streamcnn.commands import RESULT_KEYS
 from streamcnn.errors import StreamCNNError
 from streamcnn.images import open_images
 from streamcnn.kernels import get_kernels
-from streamcnn.network import Network, resolve_layers
+from streamcnn.layers import resolve_layers
+from streamcnn.network import Network
 from streamcnn.pipeline import draw_filters
 from streamcnn.presets import resolve_settings
 

@@ -6,7 +6,7 @@ import pytest
 from streamcnn import ConvLayer, StreamCNNClassifier
 from streamcnn.datasets import extended_yale_b
 from streamcnn.errors import ParameterError
-from streamcnn.network import resolve_layer
+from streamcnn.layers import resolve_layer
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def test_examples_in_docstrings_run():
     package = Path(streamcnn.__file__).parent
     having = [path for path in sorted(package.rglob("*.py")) if "    >>> " in path.read_text(encoding="utf-8")]
     names = {check_layout.module_name(path, package) for path in having}
-    assert {"store", "memory", "estimators", "convfeatures", "images", "pca", "svm", "plan", "filters", "network", "search"} <= names
+    assert {"store", "memory", "estimators", "convfeatures", "images", "pca", "svm", "plan", "filters", "layers", "search"} <= names
     for name in names:
         result = doctest.testmod(importlib.import_module(f"streamcnn.{name}"))
         assert result.attempted, name

@@ -14,8 +14,9 @@ from streamcnn.features import FeatureExtractor
 from streamcnn.images import ArraySource
 from streamcnn.kernels import get_kernels
 from streamcnn.labels import encode_labels
+from streamcnn.layers import resolve_layers
 from streamcnn.memory import MemoryBudget, MemoryMonitor, format_bytes, parse_bytes, resident_bytes
-from streamcnn.network import Network, resolve_layers
+from streamcnn.network import Network
 from streamcnn.plan import plan
 from streamcnn.store import FeatureStore
 

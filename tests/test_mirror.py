@@ -10,7 +10,8 @@ from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, load_model
 from streamcnn.cli import main
 from streamcnn.errors import ParameterError, StoreError
 from streamcnn.kernels import get_kernels
-from streamcnn.network import Network, resolve_layers
+from streamcnn.layers import resolve_layers
+from streamcnn.network import Network
 from streamcnn.presets import resolve_settings
 
 FLIPPED = np.ascontiguousarray(IMAGES[:, :, ::-1])

@@ -15,7 +15,8 @@ from streamcnn.errors import DataError, FilterBankError, ParameterError
 from streamcnn.filters import filter_similarity
 from streamcnn.images import open_images
 from streamcnn.kernels import ACTIVATIONS, POOLS, get_kernels
-from streamcnn.network import ConvLayer, Network, layer_from_dict, resolve_layer, resolve_layers, round_features
+from streamcnn.layers import ConvLayer, layer_from_dict, resolve_layer, resolve_layers
+from streamcnn.network import Network, round_features
 
 CPU = get_kernels("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 12, 10, 1), dtype=np.uint8)

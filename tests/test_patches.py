@@ -13,7 +13,8 @@ from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, load_model, 
 from streamcnn.errors import DataError, FilterBankError, ModelError, StoreError
 from streamcnn.images import open_images
 from streamcnn.kernels import cpu, naive
-from streamcnn.network import Network, layer_from_dict, layer_to_dict, resolve_layers
+from streamcnn.layers import layer_from_dict, layer_to_dict, resolve_layers
+from streamcnn.network import Network
 from streamcnn.patches import draw_patches
 from streamcnn.stages import calibration_rows
 

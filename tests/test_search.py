@@ -10,8 +10,8 @@ from test_cli import result, run
 from streamcnn import ConvLayer, FeatureStore, StreamCNNClassifier, candidates, commands, load_model, open_images, search
 from streamcnn.candidates import Candidate, Trial, ladder, parse_seconds
 from streamcnn.errors import DataError, MemoryBudgetError, ParameterError
+from streamcnn.layers import layer_to_dict
 from streamcnn.memory import MemoryMonitor
-from streamcnn.network import layer_to_dict
 from streamcnn.progress import Progress
 from streamcnn.subset import SubsetSource
 from streamcnn.system import resident_bytes

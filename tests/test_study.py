@@ -9,7 +9,8 @@ import pytest
 
 from streamcnn.filters import filter_similarity, random_filter_bank
 from streamcnn.kernels import get_kernels
-from streamcnn.network import ConvLayer, Network, resolve_layers
+from streamcnn.layers import ConvLayer, resolve_layers
+from streamcnn.network import Network
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 

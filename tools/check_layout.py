@@ -15,7 +15,7 @@ errors faults forking files h5files threads slicing rows system drawing tracing 
  labels imagetraps imagefiles sources arrayfiles h5text h5images images subset
 kernels.jit kernels kernels.half kernels.checksum kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
 kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
-variations datasets preprocess filters patches network arrays manifest shards shardcheck store checkpoint
+variations datasets preprocess filters patches layers network arrays manifest shards shardcheck store checkpoint
 rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
  quasinewton wide nystroem selection ladder calibration svmsaved svm
  presets planning stages plan features progress runrecord pipeline model adding evaluate convfeatures candidates search estimators demo

@@ -33,7 +33,7 @@ from streamcnn.datasets import extended_yale_b
 from streamcnn.errors import FilterBankError
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels
-from streamcnn.network import ConvLayer, resolve_layers
+from streamcnn.layers import ConvLayer, resolve_layers
 from streamcnn.pca import StreamingPCA
 from streamcnn.presets import PRESETS
 from streamcnn.svm import StreamingSVC

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from streamcnn.filters import filter_similarity, random_filter_bank
-from streamcnn.network import Geometry, Network
+from streamcnn.layers import Geometry
+from streamcnn.network import Network
 
 # candidates among which choices other than the rule choose: of 24 filters one in 21, as the rule does between 6 and 7.5 %
 POOL = 512

@@ -10,8 +10,9 @@ from streamcnn.displays.base import Display, Store
 from streamcnn.drawing import AMOUNTS, COLOURS, LIMIT_COLOUR, SIGNED
 from streamcnn.errors import DataError, ParameterError, StoreError
 from streamcnn.filters import filter_similarity, similarity_bytes
+from streamcnn.layers import ConvLayer
 from streamcnn.model import Model
-from streamcnn.network import ConvLayer, Network
+from streamcnn.network import Network
 from streamcnn.pca import StreamingPCA
 from streamcnn.store import FeatureStore
 
