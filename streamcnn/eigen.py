@@ -58,7 +58,7 @@ def leading_pairs(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         found = _refined(matrix, k, n_pairs(d, k))
         if found is not None:
             return found
-        logger.info("leading eigenpairs by LAPACK in float64: the spectrum is too flat or too steep for float32")
+        logger.debug("leading eigenpairs by LAPACK in float64: the spectrum is too flat or too steep for float32")
     return eigh(matrix, lower=True, overwrite_a=True, check_finite=False, subset_by_index=(d - k, d - 1), driver="evr")
 
 
