@@ -16,11 +16,12 @@ from streamcnn.calibration import check_counts
 from streamcnn.checkpoint import with_checkpoint
 from streamcnn.errors import DataError, NotKeptError, StoreError
 from streamcnn.features import FeatureExtractor
+from streamcnn.fitting import interrupted
 from streamcnn.images import ImageSource
 from streamcnn.kernels import get_kernels
 from streamcnn.ladder import resolve_kernel
 from streamcnn.memory import MemoryMonitor
-from streamcnn.model import Model, interrupted
+from streamcnn.model import Model
 from streamcnn.pipeline import Report, digest_of, library_versions, make_svm, planned_stage, reduced_rows, stage_checkpoint
 from streamcnn.plan import plan_adding
 from streamcnn.progress import CountedRows, Progress, interruptible

@@ -19,10 +19,11 @@ from streamcnn.errors import FileError, ParameterError, StoreError
 from streamcnn.evaluate import Tested, plan_testing, run_testing
 from streamcnn.evaluate import evaluate as evaluate_model
 from streamcnn.files import check_output_file, replacing, scratch_folder
+from streamcnn.fitting import fit_model
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import resolve_device
 from streamcnn.memory import MemoryMonitor, format_bytes, parse_bytes, resolve_limit
-from streamcnn.model import Model, fit_model, load_model, plan_decisions
+from streamcnn.model import Model, load_model, plan_decisions
 from streamcnn.plan import make_plan
 from streamcnn.planning import MemoryPlan, StagePlan, added
 from streamcnn.presets import Settings, resolve_settings

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from streamcnn.datasets import digits_split, enlarged_digits
+from streamcnn.fitting import fit_model
 from streamcnn.images import write_images_h5
 from streamcnn.memory import MemoryMonitor, machine_bytes
-from streamcnn.model import fit_model
 from streamcnn.presets import Settings
 from streamcnn.progress import Progress
 

@@ -16,9 +16,9 @@ from streamcnn.adding import add_images, no_store
 from streamcnn.convfeatures import ConvFeatures, ImageInput, resolve_seed
 from streamcnn.errors import DataError
 from streamcnn.evaluate import label_codes
+from streamcnn.fitting import fit_model
 from streamcnn.labels import decoded, label_values
 from streamcnn.memory import MemoryMonitor, resolve_limit
-from streamcnn.model import fit_model
 from streamcnn.nystroem import LANDMARKS
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import Progress

@@ -9,8 +9,9 @@ import numpy as np
 
 from streamcnn.datasets import extended_yale_b
 from streamcnn.evaluate import evaluate
+from streamcnn.fitting import fit_model
 from streamcnn.memory import MemoryMonitor, format_bytes
-from streamcnn.model import fit_model, plan_decisions
+from streamcnn.model import plan_decisions
 from streamcnn.presets import Settings
 from streamcnn.progress import Progress
 from streamcnn.stages import evaluate_claims

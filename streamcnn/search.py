@@ -22,11 +22,11 @@ from streamcnn.candidates import HEAD, Candidate, Search, Trial, ladder, line, p
 from streamcnn.convfeatures import resolve_seed
 from streamcnn.errors import DataError, FilterBankError, MemoryBudgetError, ParameterError, StoreError
 from streamcnn.evaluate import evaluate
+from streamcnn.fitting import fit_model, interrupted
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels
 from streamcnn.layers import ConvLayer
 from streamcnn.memory import MemoryMonitor, resolve_limit
-from streamcnn.model import fit_model, interrupted
 from streamcnn.pipeline import check_same_data, digest_of
 from streamcnn.plan import check_labels, make_plan
 from streamcnn.presets import Settings

@@ -48,7 +48,7 @@ def test_pairs_are_those_of_lapack(name):
 
 def test_only_one_triangle_is_looked_at(monkeypatch):
     """What stands above the diagonal does not matter, not even NaN, and does not send it to LAPACK."""
-    monkeypatch.setattr(eigen.logger, "info", lambda *words: pytest.fail("went to LAPACK"))
+    monkeypatch.setattr(eigen.logger, "debug", lambda *words: pytest.fail("went to LAPACK"))
     matrix = matrix_of(SPECTRA["1/i"])
     half = np.where(np.tri(D, dtype=bool), matrix, np.nan)
     values = eigen.leading_pairs(np.asfortranarray(half), K)[0]
@@ -58,7 +58,7 @@ def test_only_one_triangle_is_looked_at(monkeypatch):
 def test_equal_eigenvalues_and_none_at_all_are_right(monkeypatch):
     """Where there are no leading ones: any orthonormal vectors; zeros are LAPACK's in float64, a flat spectrum is not."""
     lapack = []
-    monkeypatch.setattr(eigen.logger, "info", lambda *words: lapack.append(words))
+    monkeypatch.setattr(eigen.logger, "debug", lambda *words: lapack.append(words))
     for matrix, value in ((np.eye(D), 1.0), (np.zeros((D, D)), 0.0)):
         values, vectors = eigen.leading_pairs(np.asfortranarray(matrix), K)
         assert np.array_equal(values, np.full(K, value)) and np.allclose(vectors.T @ vectors, np.eye(K))
@@ -71,7 +71,7 @@ def test_pairs_that_are_no_good_are_refused(monkeypatch):
     """Vectors that do not hold the leading directions are found out by their residuals, and LAPACK's come instead."""
     matrix, lapack = matrix_of(SPECTRA["flat"]), []
     real = eigen.eigh
-    monkeypatch.setattr(eigen.logger, "info", lambda *words: lapack.append(words))
+    monkeypatch.setattr(eigen.logger, "debug", lambda *words: lapack.append(words))
 
     def wrong(a, **options):
         if a.dtype == np.float32:

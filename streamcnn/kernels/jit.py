@@ -5,6 +5,7 @@ numba raises at import when no cache folder is writable, raises `EOFError` for e
 """
 
 import hashlib
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numba.core.caching import FunctionCache
+
+logger = logging.getLogger("streamcnn")
 
 CACHED: list[Any] = []
 """Every kernel loaded so far that has entries in the cache on disk."""
@@ -30,6 +33,12 @@ def _sources_digest() -> str:
     return digest.hexdigest()
 
 
+@lru_cache(maxsize=1)
+def _tell() -> None:
+    """Say, once a process, why the first run stands still for some seconds."""
+    logger.info("compiling kernels for this machine; later runs find them on disk")
+
+
 class _TolerantCache(FunctionCache):
     """numba's cache on disk, where an unreadable entry is a miss and a failed write is no error."""
 
@@ -39,10 +48,13 @@ class _TolerantCache(FunctionCache):
 
     def load_overload(self, sig, target_context):
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
         except Exception:  # a torn pickle can raise nearly anything, and a fresh compile is always right
             self._delete_files()
-            return None
+            found = None
+        if found is None:
+            _tell()
+        return found
 
     def save_overload(self, sig, data):
         # disk full, folder gone, index torn and not ours to delete: the compiled code in memory serves this run
