@@ -257,8 +257,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     limit, n_jobs = resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
     seconds: dict[str, float] = {}
     start = time.perf_counter()
-    with MemoryMonitor(limit) as monitor, _open(args, args.data, need_labels=True) as source:
-        model = load_model(args.model, limit)
+    model = load_model(args.model, limit)
+    with MemoryMonitor(limit) as monitor, _open(args, args.data, True, model.reading_shape) as source:
         plan = plan_decisions(model, source, n_jobs, limit, args.device, evaluate_claims(source, len(model.classes_)))
         progress = Progress(1, monitor)
         measured = _evaluate(model, source, n_jobs, args.device, plan.chunk_size, plan.peak_bytes, progress, seconds, monitor)
@@ -290,8 +290,8 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
     if output is not None:
         check_output_file(output, "--output")
     start = time.perf_counter()
-    with MemoryMonitor(limit) as monitor, _open(args, args.data, need_labels=False) as source:
-        model = load_model(args.model, limit)
+    model = load_model(args.model, limit)
+    with MemoryMonitor(limit) as monitor, _open(args, args.data, False, model.reading_shape) as source:
         plan = plan_decisions(model, source, n_jobs, limit, args.device)
         with monitor.stage("predict", plan.peak_bytes):
             if output is not None:
@@ -430,8 +430,8 @@ def _test(
     """How the store's model does on `--test`, and the plan of that and of the stage `after` it, which the kernels stay loaded in."""
     if not (store.path / "model.h5").is_file():
         raise StoreError(f"{store.path} holds no finished model for --test: let the fit go on with --resume, or leave --test out")
-    with _open(args, args.test, need_labels=True) as source:
-        model = load_model(store.path / "model.h5", limit)
+    model = load_model(store.path / "model.h5", limit)
+    with _open(args, args.test, True, model.reading_shape) as source:
         plan = plan_testing(model, source, n_jobs, limit, args.device)
         plan = replace(plan, stages=[replace(plan.stages[0], name="evaluate"), after])
         plan.check()

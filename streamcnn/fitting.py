@@ -86,6 +86,8 @@ def fit_model(
                 "digest": run.digests["svm"],
                 "versions": library_versions(),
             }
+            if "image_shape" in source.opened_with:
+                header["image_shape_given"] = True
             model = Model(*parts, run.classes, header)
             if not temporary:
                 with monitor.stage("save", plan.planned("save")):

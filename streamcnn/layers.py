@@ -13,6 +13,8 @@ from streamcnn.kernels import ACTIVATIONS, POOLS
 AUTO_WINDOWS = {"auto": 7, "fine": 48}
 # rows and columns at most where `pool_grid` is "auto"
 AUTO_GRID = 5
+# numbers of a window where `kernel_size` is "auto": whitening takes memory with their square and time with their cube
+LARGEST_PATCH = 512
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class ConvLayer:
     n_filters : int
         How many; with `"split"` the layer has twice as many channels.
     kernel_size : int, (int, int) or "auto"
-        `"auto"` is 7 for images of at least 48 pixels a side, else 5, or the image's side where that is smaller.
+        `"auto"` is 7 for images of at least 48 pixels a side, else 5, or the image's side where that is smaller; patches of many channels
+        are smaller, so that a window has at most 512 numbers if it can.
     stride, padding : int
         The same in both directions; padding is with zeros.
     filters : "discriminating", "random" or "patches"
@@ -58,7 +61,7 @@ class ConvLayer:
         Contrast normalisation, for filters of every kind: w * x of a window is divided by sqrt(v + patch_norm), v the variance of all
         the window's numbers; for patches the windows that they are drawn from are normalised so too. In squares of the layer's input: 10
         is usual for bytes. `"auto"` is a tenth of the mean v over the sample that filters are scaled on, whatever the range of pixels;
-        filters of a single row or column are not normalised, as brightness may be all there is.
+        filters of a single row or column, and images without any contrast, are not normalised, as brightness may be all there is.
     whitening : float
         For patches only: what is added to the eigenvalues of the covariance of the windows, normalised where `patch_norm` says so,
         before they are whitened. The less, the more the filters look for fine detail.
@@ -99,7 +102,11 @@ class ConvLayer:
             raise ParameterError(f'kernel_size must be a positive whole number, a pair of them or "auto", got {kernel!r}')
         if self.pool_size is not None and self.pool_size not in AUTO_WINDOWS and not (is_int(self.pool_size) and self.pool_size > 0):
             raise ParameterError(f'pool_size must be a positive whole number, "auto" or "fine", got {self.pool_size!r}')
-        if self.pool_grid is not None and self.pool_grid != "auto" and not _is_int_pair(self.pool_grid):
+        if (
+            self.pool_grid is not None
+            and not (isinstance(self.pool_grid, str) and self.pool_grid == "auto")
+            and not _is_int_pair(self.pool_grid)
+        ):
             raise ParameterError(f'pool_grid must be a pair of positive whole numbers, "auto" or None, got {self.pool_grid!r}')
         for name, allowed in (("filters", ("discriminating", "random", "patches")), ("activation", tuple(ACTIVATIONS))):
             if getattr(self, name) not in allowed:
@@ -161,6 +168,8 @@ def resolve_layer(layer: ConvLayer, in_shape: tuple[int, int, int]) -> Geometry:
     highest, widest = in_shape[:2] if layer.filters == "patches" else (height, width)
     if layer.kernel_size == "auto":
         side = 7 if min(in_shape[:2]) >= 48 else 5
+        while layer.filters == "patches" and side > 1 and side * side * in_shape[2] > LARGEST_PATCH:
+            side -= 2
         kernel = (min(side, highest), min(side, widest))
     else:
         kernel = tuple(layer.kernel_size) if isinstance(layer.kernel_size, (tuple, list)) else (layer.kernel_size,) * 2

@@ -194,8 +194,14 @@ class Model:
         source = self._open(X, memory_limit)
         return self.collect(source, columns, np.float64, lambda decisions: decisions, 0, memory_limit, resolve_n_jobs(n_jobs))
 
+    @property
+    def reading_shape(self) -> tuple[int, int, int] | None:
+        """`image_shape` for `open_images`, where training gave one: files are resized to it, rows are images of it."""
+        return self.image_shape if self.header.get("image_shape_given") else None
+
     def _open(self, X: Any, memory_limit: int | str | None) -> ImageSource:
-        return open_images(X, memory_limit=resolve_limit(memory_limit) if isinstance(X, (str, Path)) else None)
+        limit = resolve_limit(memory_limit) if isinstance(X, (str, Path)) else None
+        return open_images(X, image_shape=self.reading_shape, memory_limit=limit)
 
     def facts(self) -> dict[str, Any]:
         """What there is to say about it, for people."""
@@ -302,6 +308,8 @@ def _check_header(header: dict[str, Any]) -> None:
         raise DataError("its header is incomplete: settings")
     if header["pixels"] not in ("uint8", "float32") or header["feature_dtype"] not in ("float16", "float32"):
         raise DataError("its header is incomplete: pixels or feature_dtype")
+    if type(header.get("image_shape_given", False)) is not bool:
+        raise DataError("its header is not in order: image_shape_given")
     if type(header["n_train"]) is not int:
         raise DataError("its header is incomplete: n_train")
 

@@ -133,12 +133,12 @@ class Network:
                         yield below.transform(part, buffers, kernels).reshape(-1, *shape)
 
             if g.layer.patch_norm == "auto":
-                floor = None
-                if min(g.kernel) > 1:
-                    contrast = mean_variance(inputs(sample), len(sample), g.kernel, seed)
-                    # images without any contrast are refused further on, where they cannot be told apart
-                    floor = max(NORM_SHARE * contrast, float(np.finfo(np.float32).tiny))
-                g = replace(g, layer=replace(g.layer, patch_norm=floor))
+                contrast = mean_variance(inputs(sample), len(sample), g.kernel, seed)
+                if min(g.kernel) > 1 and contrast > 0:
+                    layer = replace(g.layer, patch_norm=NORM_SHARE * contrast)
+                else:  # `whitening` too is then in the unit of the windows
+                    layer = replace(g.layer, patch_norm=None, whitening=g.layer.whitening * (contrast or 1.0))
+                g = replace(g, layer=layer)
                 self.geometry[number] = g
             if g.layer.filters == "patches":
                 bank, bias = self._draw_patches(number, g, seed, inputs(sample), len(sample))
@@ -177,23 +177,28 @@ class Network:
         except FilterBankError as error:
             raise FilterBankError(f"layer {number + 1}: {error}") from None
         bank, bias = bank.astype(np.float32), bias.astype(np.float32)
-        if (missing := layer.n_filters - len(bank)) > 0:
+        missing = layer.n_filters - len(bank)
+        if missing and g.kernel != (1, 1):  # single pixels have no contrast
             warnings.warn(
                 f"layer {number + 1}: images have {len(bank)} different windows of {g.kernel[0]} x {g.kernel[1]} that are not (nearly) "
-                f"constant, {layer.n_filters} filters are to be made of them: the other {missing} are drawn at random",
+                f"constant, and {layer.n_filters} filters are to be made of them: the other {missing} are drawn at random; with more or "
+                f"larger images there are more windows",
                 stacklevel=2,
             )
-            others = self._draw_bank(number, replace(g, layer=replace(layer, n_filters=missing, filters="random")), seed)
+        if missing:
+            # where there is no contrast to be normalised, brightness is all there is
+            random = replace(g, layer=replace(layer, n_filters=missing, filters="random"))
+            others = self._draw_bank(number, random, seed, zero_mean=layer.patch_norm is not None)
             bank, bias = np.concatenate([bank, others]), np.concatenate([bias, np.zeros(missing, np.float32)])
-        self.info = [*self.info[:number], info]
+        self.info = [*self.info[:number], info | {"n_random": missing}]
         return bank, bias
 
-    def _draw_bank(self, number: int, g: Geometry, seed: int) -> np.ndarray:
+    def _draw_bank(self, number: int, g: Geometry, seed: int, zero_mean: bool = True) -> np.ndarray:
         layer = g.layer
         rule = layer.max_similarity if layer.filters == "discriminating" else None
         automatic = layer.kernel_size == "auto" and min(g.kernel) < 5
         # a zero mean discards the brightness, which in a single row or pixel may be all there is
-        options: dict[str, Any] = {"zero_mean": min(g.kernel) > 1, "similarity": layer.similarity, "return_info": True}
+        options: dict[str, Any] = {"zero_mean": zero_mean and min(g.kernel) > 1, "similarity": layer.similarity, "return_info": True}
         if automatic:  # hardly ever to be filled, so not worth a long search
             options["max_candidates"] = max(1000, 10 * layer.n_filters)
         seeds = np.random.SeedSequence([seed, number])

@@ -35,6 +35,10 @@ _BLOCK = 1024
 _FAINT = 0.01
 # the same without normalisation, of its mean square: what rounding makes of a constant window
 _ROUNDING = 1e-12
+# of the square of a window's length: what is left of its distance to the mean by rounding
+_NO_DIRECTION = 1e-18
+# of the median variance of windows: of natural images the largest is some twenty times it
+_OUTLYING = 100.0
 
 
 def patch_bytes(filters_shape: tuple[int, int, int, int]) -> int:
@@ -103,16 +107,21 @@ def draw_patches(
         for _ in recut(normalised(), block):
             total += block.sum(axis=0)
             squares += block.T @ block
-        if len(chosen.windows) < n_filters and not fewer:
+        mean = total / n_windows
+        directions = _normalise(chosen.windows.reshape(-1, size), patch_norm)
+        lengths = np.square(directions).sum(axis=1)
+        directions -= mean
+        # a window that is the mean of all, as when all images are one, has no direction
+        directions = directions[np.square(directions).sum(axis=1) > _NO_DIRECTION * lengths]
+        if len(directions) < n_filters and not fewer:
             faint = "" if patch_norm is None else f"; with patch_norm={patch_norm:g} variances up to {_FAINT * patch_norm:g} are none: "
             faint += "lower it, or scale small pixels up" if faint else ""
             raise FilterBankError(
-                f"n_filters must be at most the {len(chosen.windows)} different windows of {kernel[0]} x {kernel[1]} that are not (nearly) "
+                f"n_filters must be at most the {len(directions)} different windows of {kernel[0]} x {kernel[1]} that are not (nearly) "
                 f"constant in the sample of {n_windows}, got {n_filters}: choose fewer filters, or give more images{faint}"
             )
-        mean = total / n_windows
         whiten = _zca(squares / n_windows - np.outer(mean, mean), whitening)
-        directions = (_normalise(chosen.windows.reshape(-1, size), patch_norm) - mean) @ whiten
+        directions = directions @ whiten
         directions /= np.sqrt(np.square(directions).sum(axis=1, keepdims=True))
         filters = directions @ whiten
         bias = -(filters @ mean)
@@ -120,12 +129,17 @@ def draw_patches(
 
 
 def mean_variance(maps: Iterable[np.ndarray], n_images: int, kernel: tuple[int, int], seed: int) -> float:
-    """Mean variance of windows of `kernel` rows and columns, in the squares of the maps' unit; arguments as in `draw_patches`."""
-    total, n_windows = 0.0, 0
+    """Mean variance of windows of `kernel` rows and columns, in the squares of the maps' unit; arguments as in `draw_patches`.
+
+    A variance counts as a hundred times the median at most, so that a few images in another unit do not blind the others; where that is
+    zero (drawings of few lines) each counts as it is. What rounding makes of constant windows is none.
+    """
+    variances = []
     for _, windows in _windows(maps, n_images, kernel, seed):
-        total += float(windows.var(axis=1).sum())
-        n_windows += len(windows)
-    return total / n_windows
+        variance = windows.var(axis=1)
+        variances.append(np.where(variance > _ROUNDING * np.square(windows).mean(axis=1), variance, 0.0))
+    most = _OUTLYING * float(np.median(np.concatenate(variances))) or np.inf
+    return sum(float(np.minimum(part, most).sum()) for part in variances) / sum(map(len, variances))
 
 
 def _normalise(windows: np.ndarray, patch_norm: float | None) -> np.ndarray:

@@ -184,6 +184,8 @@ class Run:
         network = self._filters()
         if self.plan.keep_features:
             self.extract(network)
+        # what it keeps of the images (a chunk, a cache of HDF5) is in no plan of the stages that read none; it is taken again where needed
+        self.source.close()
         pca = self._reduce(network) if self.plan.pca_solver else None
         svm = self._train(network)
         if self.plan.keep_features:

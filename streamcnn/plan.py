@@ -6,7 +6,7 @@ how the work is cut, never its result.
 
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def plan(
     store : path or None
         Where the store would be: its disk is looked at.
     **parameters
-        Of `StreamCNNClassifier`.
+        Of `StreamCNNClassifier`; `random_state` and `verbose` change nothing.
 
     Returns
     -------
@@ -130,6 +130,10 @@ def plan(
     """
     n_jobs, limit = resolve_n_jobs(parameters.pop("n_jobs", None)), resolve_limit(memory_limit)
     image_shape = parameters.pop("image_shape", None)
+    for name in ("random_state", "verbose"):
+        parameters.pop(name, None)
+    if unknown := parameters.keys() - {each.name for each in fields(Settings)}:
+        raise ParameterError(f"parameters must be those of StreamCNNClassifier, got {min(unknown)}: is it spelt right?")
     settings = resolve_settings(preset, n_jobs=n_jobs, **parameters)
     with open_images(data, labels, image_shape=image_shape, memory_limit=limit) as source:
         return make_plan(source, settings, limit, None if store is None else Path(store))
@@ -146,12 +150,13 @@ def check_labels(source: ImageSource) -> int:
 
 
 def resolve_components(n_components: Any, n_rows: int, n_features: int) -> int | None:
-    """Components kept: at most what rows and features allow; None for no PCA."""
+    """Components kept: at most what rows and features allow, of which "auto" leaves out the one without variance; None for no PCA."""
     most = min(n_rows, n_features)
     if n_components is None:
         return None
     if n_components == "auto":
-        return min(256, most)
+        # n centred rows span n - 1 directions
+        return min(256, max(1, n_rows - 1), n_features)
     if n_components > most:
         raise ParameterError(
             f"n_components must be at most min(images, features) = min({n_rows}, {n_features}) = {most}, got {n_components}: "

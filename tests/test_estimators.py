@@ -339,6 +339,10 @@ def test_a_loaded_model_predicts_as_the_classifier_that_was_saved(tree, tmp_path
         model.predict(images, memory_limit="20MiB")
     with pytest.raises(DataError, match="images must be 8 x 8 x 1"):
         model.predict(images[:, :4])
+    for X in (folder, images.reshape(300, 64)):  # what was brought to a shape for training is brought to it again
+        classifier = StreamCNNClassifier(**SMALL, C=1.0, kernel="linear", image_shape=(8, 8)).fit(X, None if X is folder else labels)
+        classifier.save(tmp_path / "shaped.h5")
+        assert np.array_equal(load_model(tmp_path / "shaped.h5").predict(X), classifier.predict(X))
     few = labels < "digit 2"
     model = StreamCNNClassifier(**SMALL, C=1.0, kernel="linear").fit(images[few], labels[few]).model_
     assert model.decision_function(images).shape == (300,)

@@ -49,6 +49,8 @@ def rows_of(network, images, chunk=16, threads=2, kernels=CPU):
         (ConvLayer(8, (2, 3), pool_size=3), (9, 9, 1), (2, 3), [0, 3, 6], [0, 3, 6], (2, 2, 8)),
         (ConvLayer(8, 3, pool_grid=(2, 3)), (9, 10, 1), (3, 3), [0, 3, 7], [0, 2, 5, 8], (2, 3, 8)),
         (ConvLayer(8, pool_grid="auto"), (32, 32, 3), (5, 5), [0, 5, 11, 16, 22, 28], [0, 5, 11, 16, 22, 28], (5, 5, 8)),
+        (ConvLayer(8, filters="patches", pool=None), (9, 9, 30), (3, 3), range(8), range(8), (7, 7, 8)),
+        (ConvLayer(8, filters="patches", pool=None), (4, 4, 600), (1, 1), range(5), range(5), (4, 4, 8)),
         (ConvLayer(8, pool_grid="auto"), (7, 20, 1), (5, 5), range(4), [0, 3, 6, 9, 12, 16], (3, 5, 8)),
     ],
 )

@@ -39,7 +39,7 @@ CHECKS = {
         truth = dict(zip([f"{i:04d}.png" for i in range(len(names))], names))
         assert len(result) == 12 and (result["label"] == result["file"].map(truth)).mean() > 0.9""",
     "05_under_the_hood": """
-        assert accuracy > 0.9 and shapes == [(300, 2352), (300, 2352), (200, 2352)] and not Path(scratch.name).exists()
+        assert accuracy > 0.9 and shapes == [(300, 2400), (300, 2400), (200, 2400)] and not Path(scratch.name).exists()
         assert frame.shape == (800, 5) and first.shape == (2, 4) and first.dtype == np.float16
         assert list(named.fit_transform(images[:3]).columns[:2]) == ["convfeatures0", "convfeatures1"]""",
     "06_what_the_ten_percent_rule_does": "assert len(runs) > 1000",

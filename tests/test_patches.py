@@ -243,12 +243,45 @@ def test_of_automatic_size_few_windows_are_joined_by_random_filters():
         assert np.isfinite(rows_of(drawn([layer], 0 * images), images)).all()
 
 
+def test_images_without_contrast_keep_their_brightness():
+    """Where no window has contrast nothing is normalised: rounding is not blown up, and other greys have other features."""
+    images = np.repeat(np.array([10, 200, 10], np.uint8), 64).reshape(3, 8, 8, 1)
+    with pytest.warns(UserWarning, match="have 0 different windows"):
+        made = drawn([replace(LAYER, kernel_size="auto", patch_norm="auto")], images)
+    assert made.geometry[0].layer.patch_norm is None and made.info[0]["n_random"] == 16
+    rows = rows_of(made, images)
+    assert np.array_equal(rows[0], rows[2]) and np.abs(rows[0] - rows[1]).max() > 1
+    reference = made.transform(images, made.allocate(3, 1, naive), naive)
+    np.testing.assert_allclose(rows, reference, rtol=0, atol=1e-4)
+
+
+def test_equal_images_leave_no_windows():
+    """A window that is the mean of all windows has no direction: it makes no filter, and no NaN."""
+    images = np.repeat(RNG.integers(0, 256, (1, 3, 3, 1), dtype=np.uint8), 4, axis=0)
+    assert len(draw_patches([images], 4, (5, 3, 3, 1), 10.0, 0.1, 0, fewer=True)[0]) == 0
+    with pytest.raises(FilterBankError, match="at most the 0 different windows"):
+        draw_patches([images], 4, (1, 3, 3, 1), 10.0, 0.1, 0)
+
+
+def test_a_few_images_in_another_unit_do_not_blind_the_others():
+    """The mean variance of windows hardly moves when one image in twenty is a thousand times as large; without any contrast it is zero."""
+    images = RNG.normal(size=(40, 12, 12, 1)).astype(np.float32)
+    odd = images.copy()
+    odd[:2] *= 1000
+    usual, mixed = (patches.mean_variance([maps], 40, (5, 5), 0) for maps in (images, odd))
+    assert 0.9 < usual < 1.1 and usual < mixed < 10 * usual
+    assert patches.mean_variance([np.full((4, 8, 8, 1), 0.1, np.float32)], 4, (5, 5), 0) == 0
+
+
 def test_rows_of_numbers_keep_their_brightness():
     """Images of a single row are not normalised for contrast by "auto": two that differ by a constant have other features."""
     images = RNG.normal(size=(60, 1, 12, 1)).astype(np.float32)
     made = drawn([replace(LAYER, kernel_size="auto", patch_norm="auto", pool_grid="auto", n_filters=6)], images)
     assert made.geometry[0].layer.patch_norm is None
     assert np.abs(rows_of(made, images) - rows_of(made, images + np.float32(3))).max() > 0.1
+    # in any unit
+    other = drawn([replace(LAYER, kernel_size="auto", patch_norm="auto", pool_grid="auto", n_filters=6)], images * np.float32(1024))
+    np.testing.assert_allclose(rows_of(made, images), rows_of(other, images * np.float32(1024)), rtol=0, atol=1e-4)
 
 
 # --- the fit ---------------------------------------------------------------------------------------------------------------------

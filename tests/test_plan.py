@@ -15,7 +15,7 @@ from streamcnn.images import open_images
 from streamcnn.kernels import cpu
 from streamcnn.ladder import svm_bytes
 from streamcnn.pipeline import library_versions, stage_digests
-from streamcnn.plan import make_plan
+from streamcnn.plan import make_plan, resolve_components
 from streamcnn.planning import CHUNK_SIZES, MemoryPlan, StagePlan, added, choose_chunk, reserve
 from streamcnn.presets import resolve_settings
 
@@ -307,3 +307,12 @@ def test_unknown_parameters_are_refused(data):
     """As `fit` refuses them."""
     with pytest.raises(ParameterError, match="preset must be one of"):
         plan(data, preset="fastest")
+    with pytest.raises(ParameterError, match="parameters must be those of StreamCNNClassifier, got n_component: "):
+        plan(data, n_component=3)
+    assert plan(data, random_state=3, verbose=1).peak_bytes > 0
+
+
+def test_automatic_components_are_those_with_variance():
+    """n images about their mean span n - 1 directions: the last eigenvalue would be rounding, and costs a slower solver."""
+    assert [resolve_components("auto", n, 2400) for n in (1, 2, 200, 257, 300)] == [1, 1, 199, 256, 256]
+    assert resolve_components("auto", 300, 12) == 12 and resolve_components(200, 200, 2400) == 200

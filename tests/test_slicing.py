@@ -8,6 +8,7 @@ import pytest
 
 from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, StreamingPCA, StreamingSVC, open_images, plan, rows, sources
 from streamcnn.errors import DataError
+from streamcnn.pipeline import Run
 from streamcnn.slicing import Pieced, is_sliced
 
 LAYERS = [ConvLayer(8, 3, filters="random", pool_size=2)]
@@ -233,3 +234,17 @@ def test_more_than_the_limit_from_zarr_and_dask(tmp_path, library, shape):
     command = [sys.executable, "-c", LARGER, str(tmp_path / "a"), library, shape, str(n)]
     peak, planned, score = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
     assert peak < 600 << 20 and planned < 600 << 20 and score > 0.9
+
+
+def test_stages_that_read_no_images_keep_no_chunk_of_them(small_pieces, digits, monkeypatch):
+    """After features are extracted the chunk that was decoded is let go of: later stages do not declare it."""
+    kept, reduce = [], Run._reduce
+
+    def spy(run, network):
+        kept.append(run.source._data._kept)
+        return reduce(run, network)
+
+    monkeypatch.setattr(Run, "_reduce", spy)
+    data = Sliced(digits[0][:200], (100, 8, 8))
+    StreamCNNClassifier(n_components=8, kernel="linear", C=1.0, random_state=0).fit(data, digits[1][:200])
+    assert data.largest == 100 and kept == [None]

@@ -119,7 +119,7 @@ class ChosenBanks(Network):
         self.banks: list[np.ndarray] = []
         self.rates: list[float] = []
 
-    def _draw_bank(self, number: int, g: Geometry, seed: int) -> np.ndarray:
+    def _draw_bank(self, number: int, g: Geometry, seed: int, zero_mean: bool = True) -> np.ndarray:
         n, *shape = g.filters_shape
         self.info = [*self.info[:number], {}]
         if choose := CHOICES.get(self.cell.selection):
