@@ -159,9 +159,9 @@ class FeatureStore:
         tell_child(self)
         # another process may have had it until now
         self.config, self.entries = self._read_config(), self._read_manifest()
-        with writing(self.path):
-            for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
-                if not leftover.is_dir():
+        for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
+            if not leftover.is_dir():
+                with writing(leftover):
                     leftover.unlink(missing_ok=True)
 
     def after_fork(self) -> None:
