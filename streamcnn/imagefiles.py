@@ -349,7 +349,7 @@ class Decoder:
     def _wrong_size(self, path: Path, size: tuple[int, int]) -> DataError:
         return DataError(
             f"{path}: is {size[1]} x {size[0]} pixels (height x width) where the first image is {self.height} x {self.width}; "
-            f"image_shape=({self.height}, {self.width}) resizes every image to that"
+            f"image_shape=({self.height}, {self.width}) resizes every image to that (--image-size {self.height}x{self.width})"
         )
 
     def _sized(self, path: Path, image: Image.Image) -> Image.Image:

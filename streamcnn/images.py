@@ -153,7 +153,7 @@ class FolderSource(ImageSource):
         if 100 * len(bad) > len(self._names):
             name, reason = next(iter(bad.items()))
             raise DataError(
-                f'on_error="skip" leaves out at most 1 % of the files, but {len(bad)} of {len(self._names)} in {self._root} '
+                f'on_error="skip" (--skip-bad) leaves out at most 1 % of the files, but {len(bad)} of {len(self._names)} in {self._root} '
                 f"cannot be used, the first: {name}: {reason}"
             )
         return bad
