@@ -257,12 +257,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     limit, n_jobs = resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
     seconds: dict[str, float] = {}
     start = time.perf_counter()
-    model = load_model(args.model, limit)
-    with MemoryMonitor(limit) as monitor, _open(args, args.data, True, model.reading_shape) as source:
-        plan = plan_decisions(model, source, n_jobs, limit, args.device, evaluate_claims(source, len(model.classes_)))
-        progress = Progress(1, monitor)
-        measured = _evaluate(model, source, n_jobs, args.device, plan.chunk_size, plan.peak_bytes, progress, seconds, monitor)
-        data_bytes = source.nbytes_
+    with MemoryMonitor(limit) as monitor:
+        model = load_model(args.model, limit)
+        with _open(args, args.data, True, model.reading_shape) as source:
+            plan = plan_decisions(model, source, n_jobs, limit, args.device, evaluate_claims(source, len(model.classes_)))
+            progress = Progress(1, monitor)
+            measured = _evaluate(model, source, n_jobs, args.device, plan.chunk_size, plan.peak_bytes, progress, seconds, monitor)
+            data_bytes = source.nbytes_
     header = model.header["settings"]
     result = _result(
         **measured,
@@ -290,18 +291,19 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
     if output is not None:
         check_output_file(output, "--output")
     start = time.perf_counter()
-    model = load_model(args.model, limit)
-    with MemoryMonitor(limit) as monitor, _open(args, args.data, False, model.reading_shape) as source:
-        plan = plan_decisions(model, source, n_jobs, limit, args.device)
-        with monitor.stage("predict", plan.peak_bytes):
-            if output is not None:
-                with replacing(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-                    _write_predictions(model, source, plan.chunk_size, n_jobs, args.device, monitor, file)
-            else:
-                # with --json standard output belongs to the one object
-                out = sys.stderr if args.json else sys.stdout
-                _write_predictions(model, source, plan.chunk_size, n_jobs, args.device, monitor, out)
-        n, data_bytes = source.n_samples, source.nbytes_
+    with MemoryMonitor(limit) as monitor:
+        model = load_model(args.model, limit)
+        with _open(args, args.data, False, model.reading_shape) as source:
+            plan = plan_decisions(model, source, n_jobs, limit, args.device)
+            with monitor.stage("predict", plan.peak_bytes):
+                if output is not None:
+                    with replacing(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+                        _write_predictions(model, source, plan.chunk_size, n_jobs, args.device, monitor, file)
+                else:
+                    # with --json standard output belongs to the one object
+                    out = sys.stderr if args.json else sys.stdout
+                    _write_predictions(model, source, plan.chunk_size, n_jobs, args.device, monitor, out)
+            n, data_bytes = source.n_samples, source.nbytes_
     return {
         "n_images": n,
         "seconds": time.perf_counter() - start,

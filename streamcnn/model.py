@@ -170,8 +170,8 @@ class Model:
         Parameters
         ----------
         X : path, array-like or ImageSource
-            As `open_images` takes them: one image file, a folder, an array, ... Files of another size than trained on are opened by
-            `open_images(path, image_shape=model.image_shape)`.
+            As `open_images` takes them: one image file, a folder, an array, ... Files are resized, and rows taken as images, where they
+            were in training; else `open_images(path, image_shape=model.image_shape)` resizes files.
         memory_limit : int, str or None
             Of the whole process.
         n_jobs : int or None

@@ -45,7 +45,7 @@ def tested_on(model: Model, X, y=None, memory_limit=None, n_jobs: int | None = N
         When a single image at a time does not fit.
     """
     limit, n_jobs = resolve_limit(memory_limit), resolve_n_jobs(n_jobs)
-    source = open_images(X, y, memory_limit=limit)
+    source = open_images(X, y, image_shape=model.reading_shape, memory_limit=limit)
     plan = plan_testing(model, source, n_jobs, limit)
     with MemoryMonitor(limit) as monitor, monitor.stage("evaluate", plan.peak_bytes):
         return run_testing(model, source, plan.chunk_size, n_jobs, monitor=monitor)
