@@ -37,7 +37,7 @@ _FAINT = 0.01
 _ROUNDING = 1e-12
 # of the square of a window's length: what is left of its distance to the mean by rounding
 _NO_DIRECTION = 1e-18
-# of the median variance of windows: of natural images the largest is some twenty times it
+# of the median variance of windows: the largest is 15 to 22 times it in CIFAR-10, in colour and grey, 51 times in Extended Yale B
 _OUTLYING = 100.0
 
 
