@@ -18,7 +18,7 @@ FEATURE_DTYPES = ("float16", "float32")
 
 PRESETS: dict[str, dict[str, Any]] = {
     # One layer and PCA are two passes over the data. Both signs of a response carry information, and keeping them apart lets a linear
-    # classifier follow edges of either polarity. README: what filters made of the data give.
+    # classifier follow edges of either polarity. docs/presets.md: what filters made of the data give.
     "fast": {
         "layers": (
             ConvLayer(
