@@ -330,7 +330,8 @@ def _write_predictions(model: Model, source: ImageSource, chunk: int, n_jobs: in
 
 def demo(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn demo`: the whole job on digits larger than the memory limit."""
-    from streamcnn.demo import make_data, warm_up
+    from streamcnn.demo import make_data
+    from streamcnn.warmup import warm_up
 
     args.memory_limit = args.memory_limit or "512MiB"
     settings, limit = _settings(args), parse_bytes(args.memory_limit)

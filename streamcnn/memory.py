@@ -316,13 +316,14 @@ class MemoryMonitor:
                     monitor._stage = stage
 
     def check(self) -> None:
-        """Stop a run that has come too near its limit; called between shards or blocks.
+        """Take a sample, and stop a run that has come too near its limit; called between shards or blocks.
 
         Raises
         ------
         MemoryBudgetError
             When 98 % of the limit was reached since entry.
         """
+        self.sample()
         if not self.near_limit:
             return
         assert self.limit is not None

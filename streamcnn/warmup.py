@@ -1,11 +1,19 @@
 """Compile every kernel now, by using it once on a few pixels: `streamcnn warmup`, and before anything is timed."""
 
+import subprocess
+import sys
 import time
 from typing import Any
 
 import numpy as np
 
+from streamcnn.datasets import enlarged_digits
+from streamcnn.fitting import fit_model
 from streamcnn.kernels import ACTIVATIONS, POOLS, checksum, cpu, half, jit, peak, warp
+from streamcnn.memory import MemoryMonitor, machine_bytes
+from streamcnn.presets import Settings, resolve_settings
+from streamcnn.progress import Progress
+from streamcnn.system import trim_heap
 
 
 def compile_kernels() -> dict[str, Any]:
@@ -45,3 +53,25 @@ def compile_kernels() -> dict[str, Any]:
         "cached": sum(sum(s.cache_hits.values()) for s in stats),
         "cache": next(iter(folders), None),
     }
+
+
+def warm_up(settings: Settings) -> None:
+    """Compile or load whatever a fit with `settings` needs, by the same job on a few small images.
+
+    First in a process of its own, so that the compiler's 100 MiB and more end with it; this one then reads the kernels from disk. Where
+    that process fails, or no kernel can be kept on disk, they are compiled here.
+    """
+    chosen = [settings.preset, str(settings.n_jobs), settings.device]
+    subprocess.run([sys.executable, "-P", "-m", "streamcnn.warmup", *chosen], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _small_job(settings)
+    trim_heap()
+
+
+def _small_job(settings: Settings) -> None:
+    with MemoryMonitor() as monitor, enlarged_digits(64, 64) as source:
+        fit_model(source, settings, None, machine_bytes(), Progress(), monitor)
+
+
+if __name__ == "__main__":
+    preset, n_jobs, device = sys.argv[1:]
+    _small_job(resolve_settings(preset, n_jobs=int(n_jobs), device=device))

@@ -20,7 +20,7 @@ rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection
  quasinewton wide nystroem selection ladder calibration svmsaved svm
  presets planning stages plan features progress runrecord pipeline model fitting adding evaluate
  convfeatures candidates search estimators demo
- reproduce warmup timing cnn baseline gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench
+ warmup reproduce timing cnn baseline gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench
  displays.base displays.fitted displays.runs displays.results displays recipe page report commands cli __init__ __main__
 """.split()
 
