@@ -28,6 +28,13 @@ needs_torch = pytest.mark.skipif(torch is None, reason="the rivals are trained i
 SETTINGS = resolve_settings("lee2017", n_jobs=1, device="cpu")
 
 
+@pytest.fixture(autouse=True)
+def gradients():
+    """PyTorch as it starts: other tests let it be timed without them."""
+    if torch is not None:
+        torch.set_grad_enabled(True)
+
+
 @pytest.fixture(scope="module")
 def subsets(tmp_path_factory):
     """Five made-up subsets of three persons, 24 x 24: 8 images each to train on, 2 each in darker light in every other."""
