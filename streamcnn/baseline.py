@@ -51,7 +51,7 @@ def check_baselines(names: Sequence[str]) -> list[str]:
             raise ParameterError(f"--baseline must be {' or '.join(BASELINES)}, got {name!r}")
     if importlib.util.find_spec("torch") is None:
         raise ParameterError(
-            f'--baseline {" ".join(names)} needs PyTorch, which is not installed: pip install "streamcnn[bench]", or leave --baseline out'
+            f"--baseline {' '.join(names)} needs PyTorch, which is not installed: pip install torch, or leave --baseline out"
         )
     return list(dict.fromkeys(names))
 

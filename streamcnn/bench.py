@@ -255,7 +255,7 @@ def report(result: dict[str, Any]) -> str:
     """The result for people."""
     lines = [f"{result['cpu']}, {result['threads']} threads" + (f", held to {result['emulate']}" if result["emulate"] else "")]
     if result["versions"]["torch"] is None:
-        lines.append('PyTorch is not installed, so there is nothing to compare with: pip install "streamcnn[bench]"')
+        lines.append("PyTorch is not installed, so there is nothing to compare with: pip install torch")
     if "conv" in result:
         lines += ["", conv_table(result["conv"]), *conv_summary(result["conv"])]
     if "io" in result:

@@ -25,7 +25,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.pyplot  # noqa: F401
     except ImportError as error:
-        raise NotInstalledError('drawing needs matplotlib, which is not installed: pip install "streamcnn[plot]"') from error
+        raise NotInstalledError("drawing needs matplotlib, which is not installed: pip install matplotlib") from error
 
 
 def axes_of(ax: Any, size: tuple[float, float]) -> Any:

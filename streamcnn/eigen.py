@@ -1,4 +1,4 @@
-"""Leading eigenpairs of a large covariance: found in float32, put right in float64, and checked."""
+"""Leading eigenpairs of a large covariance: of few rows by their products, else found in float32, put right in float64, and checked."""
 
 import logging
 import warnings
@@ -16,11 +16,20 @@ _MORE = 8
 # share of the variance of the components that may be missing
 _MISSING = 1e-10
 _STEPS = 3
+# few rows: their products with each other are at most a sixteenth of those of their columns
+_FEW = 4
+# smallest eigenvalue wanted, as a share of the largest, that `pairs_of_few` finds: its eigenvectors are orthogonal to 1e-10
+_STEEPEST = 1e-6
 
 
 def takes_float32(d: int, k: int) -> bool:
     """Whether `leading_pairs` first works in float32: wide matrices, of whose directions few are wanted."""
     return d >= NARROWEST and 4 * k <= d
+
+
+def few_rows(d: int) -> int:
+    """The most rows of `d` features that `pairs_of_few` takes; 0 for narrow ones."""
+    return d // _FEW if d >= NARROWEST else 0
 
 
 def n_pairs(d: int, k: int) -> int:
@@ -60,6 +69,38 @@ def leading_pairs(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
             return found
         logger.debug("leading eigenpairs by LAPACK in float64: the spectrum is too flat or too steep for float32")
     return eigh(matrix, lower=True, overwrite_a=True, check_finite=False, subset_by_index=(d - k, d - 1), driver="evr")
+
+
+def pairs_of_few(rows: np.ndarray, mean: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The `k` largest eigenpairs of the sum of outer products of fewer rows than features, less their mean.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, d)
+    mean : ndarray of shape (d,), float64
+    k : int
+
+    Returns
+    -------
+    values : ndarray of shape (k,), float64
+        Descending.
+    vectors : ndarray of shape (k, d), float64
+        None instead of both where rows vary in fewer than `k` directions, or hardly in the last.
+
+    Notes
+    -----
+    With X the rows less their mean, X X' u = s u makes X' u / sqrt(s) an eigenvector of X'X with the same s (Turk & Pentland,
+    *Eigenfaces for Recognition*, 1991), and X X' is small. All is in float64.
+    """
+    n = len(rows)
+    if k >= n:
+        return None
+    centred = rows - mean
+    values, weights = eigh(centred @ centred.T, overwrite_a=True, check_finite=False, subset_by_index=(n - k, n - 1), driver="evr")
+    if len(values) < k or not values[0] > _STEEPEST * values[-1]:
+        return None
+    weights /= np.sqrt(values)
+    return values[::-1], weights.T[::-1] @ centred
 
 
 def _refined(matrix: np.ndarray, k: int, width: int) -> tuple[np.ndarray, np.ndarray] | None:

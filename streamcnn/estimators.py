@@ -15,7 +15,6 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from streamcnn.adding import add_images, no_store
 from streamcnn.convfeatures import ConvFeatures, ImageInput, resolve_seed
 from streamcnn.errors import DataError
-from streamcnn.evaluate import label_codes
 from streamcnn.fitting import fit_model
 from streamcnn.labels import decoded, label_values
 from streamcnn.memory import MemoryMonitor, resolve_limit
@@ -370,7 +369,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
             return super().score(X, decoded(y), sample_weight)
         check_is_fitted(self)
         source = self._open(X, None, reset=False)
-        right = self._decide(source, (), np.int32, self.model_.labels_of) == label_codes(self.model_, source)
+        right = self._decide(source, (), np.int32, self.model_.labels_of) == self.model_.codes_of(source)
         return float(np.average(right, weights=sample_weight))
 
     def save(self, path) -> None:

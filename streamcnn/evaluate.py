@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from streamcnn.errors import DataError
 from streamcnn.images import ImageSource
 from streamcnn.memory import MemoryMonitor
 from streamcnn.model import Model, plan_decisions
@@ -15,22 +14,6 @@ from streamcnn.stages import evaluate_claims, image_bytes
 
 N_EXAMPLES = 12
 _PICTURE_SIDE = 96
-
-
-def label_codes(model: Model, source: ImageSource) -> np.ndarray:
-    """The source's labels as the model's class codes, -1 for a class the model does not know.
-
-    Classes are compared as text where one side has numbers and the other names, so that a folder `3` is the label 3.
-    """
-    if source.labels is None or source.classes_ is None:
-        raise DataError("labels are missing: evaluating needs a folder with one subfolder per class, or a file with labels")
-    same_kind = (source.classes_.dtype.kind == "U") == (model.classes_.dtype.kind == "U")
-    key: Callable[[Any], Any] = (lambda value: value) if same_kind else str
-    known = {key(value): code for code, value in enumerate(model.classes_.tolist())}
-    codes = np.array([known.get(key(value), -1) for value in source.classes_.tolist()], np.int32)
-    if (codes < 0).all():
-        raise DataError(f"no class of these images is one the model knows: it was trained on {list(model.classes_[:5])}...")
-    return codes[source.labels]
 
 
 def evaluate(
@@ -52,7 +35,7 @@ def evaluate(
         images), `classes`, `confusion` (n_classes, n_classes) counts with true classes as rows, `unknown` images whose class the
         model does not know.
     """
-    truth = label_codes(model, source)
+    truth = model.codes_of(source)
     n = len(model.classes_)
     confusion = np.zeros((n, n), np.int64)
     for start, decisions in model.decisions(source, chunk_size, n_jobs, device, update, monitor):

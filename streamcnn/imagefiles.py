@@ -323,7 +323,7 @@ class Decoder:
         with _Opened(path) as image:
             self.caps.check(path, image)
             if not self.resize and math.prod(image.size) != self.height * self.width:
-                raise self._wrong_size(path, image.size)
+                raise self.wrong_size(path, image.size)
             bits, colour = _depth_and_colour(path, image)
             self._check_kind(path, bits, colour)
             image.load()
@@ -346,7 +346,8 @@ class Decoder:
                 f"image_shape=({self.height}, {self.width}, 3) reads all as colour, ({self.height}, {self.width}, 1) as grey"
             )
 
-    def _wrong_size(self, path: Path, size: tuple[int, int]) -> DataError:
+    def wrong_size(self, path: Path, size: tuple[int, int]) -> DataError:
+        """The error of a file of (width, height) `size`."""
         return DataError(
             f"{path}: is {size[1]} x {size[0]} pixels (height x width) where the first image is {self.height} x {self.width}; "
             f"image_shape=({self.height}, {self.width}) resizes every image to that (--image-size {self.height}x{self.width})"
@@ -357,7 +358,7 @@ class Decoder:
         if image.size == wanted:
             return image
         if not self.resize:
-            raise self._wrong_size(path, image.size)
+            raise self.wrong_size(path, image.size)
         if image.width % self.width == 0 and image.height % self.height == 0:
             return image.resize(wanted, Image.Resampling.BOX)
         return image.resize(wanted, Image.Resampling.BILINEAR, reducing_gap=2.0)

@@ -91,6 +91,8 @@ class FolderSource(ImageSource):
         channels = asked[2] if asked and len(asked) == 3 else (3 if any(header.colour for header in headers.values()) else 1)
         bits = max(header.bits for header in headers.values())
         self._decoder = Decoder(height, width, channels, bits, asked is not None, asked is not None and len(asked) == 3, caps)
+        # those left out as bad may be of any size
+        self._uneven = not (asked or tolerated) and any((h.height, h.width) != (height, width) for h in headers.values())
         self._decoding = _COSTLIEST_MODE * height * width
         if asked or self._decoding > _SMALL_DECODING:
             self._decoding = self._costliest_file(listing.names, tolerated, caps)
@@ -200,6 +202,15 @@ class FolderSource(ImageSource):
         height, width, _ = self.image_shape
         resizing = 64 * height * width if self._decoder.resize else 0
         return {"names": self._names_bytes, "decoded file": (self._decoding + resizing) * max(1, min(self.n_jobs, chunk_size))}
+
+    def check(self) -> None:
+        if not self._uneven:
+            return
+        decoder = self._decoder
+        for path in (self._root / name for name in self._names):
+            header = read_header(path, decoder.caps)
+            if (header.height, header.width) != (decoder.height, decoder.width):
+                raise decoder.wrong_size(path, (header.width, header.height))
 
     def _identity(self):
         # not the number of samples: which files are bad does not change what the folder is

@@ -68,6 +68,8 @@ def decoded(values):
 
     scikit-learn refuses bytes as labels.
     """
+    if isinstance(values, (list, tuple)):
+        return label_values(values) if values and isinstance(values[0], bytes) else values
     if getattr(values, "dtype", None) is None:
         return values
     array = np.asarray(values)

@@ -65,6 +65,9 @@ class ConvLayer:
     whitening : float
         For patches only: what is added to the eigenvalues of the covariance of the windows, normalised where `patch_norm` says so,
         before they are whitened. The less, the more the filters look for fine detail.
+    brightness : bool
+        For patches with `patch_norm` only, which looks away from it: the last of the filters is the mean of a window, brought to the mean
+        and the spread that the responses of the others have.
 
     Examples
     --------
@@ -90,6 +93,7 @@ class ConvLayer:
     pool_grid: tuple[int, int] | str | None = None
     patch_norm: float | str | None = None
     whitening: float = 0.1
+    brightness: bool = False
 
     def check(self) -> None:
         """Refuse values that no image could make right."""
@@ -113,6 +117,8 @@ class ConvLayer:
                 raise ParameterError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.pool is not None and self.pool not in POOLS:
             raise ParameterError(f"pool must be one of {', '.join(POOLS)} or None, got {self.pool!r}")
+        if not isinstance(self.brightness, bool):
+            raise ParameterError(f"brightness must be True or False, got {self.brightness!r}")
         for name in ("gain", "threshold", "whitening", "patch_norm"):
             value, least = getattr(self, name), "non-negative" if name == "threshold" else "positive"
             if name == "patch_norm" and (value is None or value == "auto"):
@@ -221,10 +227,12 @@ def resolve_layers(layers: Iterable[ConvLayer], image_shape: tuple[int, int, int
 
 
 def layer_to_dict(layer: ConvLayer) -> dict[str, Any]:
-    """A ConvLayer as JSON. `whitening` only where it counts: digests of the other layers are older than it is."""
+    """A ConvLayer as JSON. `whitening` and `brightness` only where they count: digests of the other layers are older than they are."""
     values = asdict(layer)
     if layer.filters != "patches":
         del values["whitening"]
+    if layer.filters != "patches" or not layer.brightness:
+        del values["brightness"]
     return values
 
 

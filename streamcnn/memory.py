@@ -316,14 +316,15 @@ class MemoryMonitor:
                     monitor._stage = stage
 
     def check(self) -> None:
-        """Take a sample, and stop a run that has come too near its limit; called between shards or blocks.
+        """Take a sample, in the block, and stop a run that has come too near its limit; called between shards or blocks.
 
         Raises
         ------
         MemoryBudgetError
             When 98 % of the limit was reached since entry.
         """
-        self.sample()
+        if self in _active:
+            self.sample()
         if not self.near_limit:
             return
         assert self.limit is not None

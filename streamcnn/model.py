@@ -68,6 +68,7 @@ class Model:
             raise DataError(
                 f"pixels must be {self.header['pixels']} as in training, got {source.dtype.name}: convert the images the same way"
             )
+        source.check()
 
     def decisions(
         self,
@@ -119,6 +120,26 @@ class Model:
     def labels_of(self, decisions: np.ndarray) -> np.ndarray:
         """Class codes of decision values."""
         return to_codes(decisions)
+
+    def codes_of(self, source: ImageSource) -> np.ndarray:
+        """The source's labels as class codes (n_samples,), -1 for a class that is not known.
+
+        Classes are compared as text where one side has numbers and the other names, so that a folder `3` is the label 3.
+
+        Raises
+        ------
+        DataError
+            When it has no labels, or none of a known class.
+        """
+        if source.labels is None or source.classes_ is None:
+            raise DataError("labels are missing: evaluating needs a folder with one subfolder per class, or a file with labels")
+        same_kind = (source.classes_.dtype.kind == "U") == (self.classes_.dtype.kind == "U")
+        key: Callable[[Any], Any] = (lambda value: value) if same_kind else str
+        known = {key(value): code for code, value in enumerate(self.classes_.tolist())}
+        codes = np.array([known.get(key(value), -1) for value in source.classes_.tolist()], np.int32)
+        if (codes < 0).all():
+            raise DataError(f"no class of these images is one the model knows: it was trained on {list(self.classes_[:5])}...")
+        return codes[source.labels]
 
     def collect(
         self,
@@ -194,14 +215,38 @@ class Model:
         source = self._open(X, memory_limit)
         return self.collect(source, columns, np.float64, lambda decisions: decisions, 0, memory_limit, resolve_n_jobs(n_jobs))
 
+    def predict_proba(self, X: Any, memory_limit: int | str | None = None, n_jobs: int | None = None) -> np.ndarray:
+        """Probabilities (n_samples, n_classes), of a model that was trained with `probability=True`. As `predict`.
+
+        Raises
+        ------
+        ParameterError
+            When it was not.
+        """
+        self.svm.check_probability()
+        source, columns = self._open(X, memory_limit), (len(self.classes_),)
+        return self.collect(source, columns, np.float64, self.svm.probabilities, 0, memory_limit, resolve_n_jobs(n_jobs))
+
+    def score(self, X: Any, y: Any = None, memory_limit: int | str | None = None, n_jobs: int | None = None) -> float:
+        """Mean accuracy on images with labels `y` (n_samples,), or with those that X carries. As `predict`.
+
+        Raises
+        ------
+        DataError
+            When there are no labels, or none of a class that is known.
+        """
+        source = self._open(X, memory_limit, y)
+        truth = self.codes_of(source)
+        return float(np.mean(self.collect(source, (), np.int32, self.labels_of, 0, memory_limit, resolve_n_jobs(n_jobs)) == truth))
+
     @property
     def reading_shape(self) -> tuple[int, int, int] | None:
         """`image_shape` for `open_images`, where training gave one: files are resized to it, rows are images of it."""
         return self.image_shape if self.header.get("image_shape_given") else None
 
-    def _open(self, X: Any, memory_limit: int | str | None) -> ImageSource:
+    def _open(self, X: Any, memory_limit: int | str | None, labels: Any = None) -> ImageSource:
         limit = resolve_limit(memory_limit) if isinstance(X, (str, Path)) else None
-        return open_images(X, image_shape=self.reading_shape, memory_limit=limit)
+        return open_images(X, labels, image_shape=self.reading_shape, memory_limit=limit)
 
     def facts(self) -> dict[str, Any]:
         """What there is to say about it, for people."""
@@ -321,9 +366,12 @@ def plan_decisions(
 
     Raises
     ------
+    DataError
+        For images of another shape or kind than trained on.
     MemoryBudgetError
         When not even one image at a time fits.
     """
+    model.check_source(source)
     svm, k = model.svm, None if model.pca is None else model.pca.n_components_
     shapes = (k, svm.kernel_, len(model.classes_), svm.n_vectors)
     return plan_prediction(source, model.network, *shapes, model.feature_dtype, n_jobs, limit, get_kernels(device), extra)

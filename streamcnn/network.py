@@ -173,7 +173,9 @@ class Network:
         hashed = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
         automatic = layer.kernel_size == "auto"
         try:
-            bank, bias, info = draw_patches(maps, n_images, g.filters_shape, layer.patch_norm, layer.whitening, hashed, fewer=automatic)
+            bank, bias, info = draw_patches(
+                *(maps, n_images, g.filters_shape, layer.patch_norm, layer.whitening, hashed, automatic, layer.brightness)
+            )
         except FilterBankError as error:
             raise FilterBankError(f"layer {number + 1}: {error}") from None
         bank, bias = bank.astype(np.float32), bias.astype(np.float32)

@@ -13,6 +13,9 @@ the whitening of all z, and a direction u of unit length, the response is
 
 The mean of w is zero as it is: every z has mean zero, hence mu, all eigenvectors but those of eigenvalue zero, and u, which is one
 Z (z - mu) brought to unit length. Without `patch_norm` z = p. Either way the filter is w, and the bias -w . mu.
+
+These are blind to brightness. One more filter may see it: b = m / s, of mean mu_b and deviation s_b over all windows, gives the response
+r (b - mu_b) / s_b, r the root mean square of the responses above, by equal weights r / (s_b size) and the bias -r mu_b / s_b.
 """
 
 from collections.abc import Iterable, Iterator
@@ -56,6 +59,7 @@ def draw_patches(
     whitening: float,
     seed: int,
     fewer: bool = False,
+    brightness: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Filters of different windows, and their bias.
 
@@ -74,6 +78,8 @@ def draw_patches(
         Decides which windows are taken, and which of these are filters; bits follow from it and the maps alone.
     fewer : bool
         Return fewer filters, perhaps none, where there are no more windows.
+    brightness : bool
+        The last filter is that of brightness; only with `patch_norm`.
 
     Returns
     -------
@@ -89,7 +95,9 @@ def draw_patches(
     """
     n_filters, *kernel, _ = filters_shape
     size = prod(filters_shape[1:])
-    chosen, n_windows = _Chosen(n_filters), 0
+    brightness = brightness and patch_norm is not None
+    n_filters -= brightness
+    chosen, n_windows, bright = _Chosen(n_filters), 0, np.zeros(2)
 
     def normalised() -> Iterator[np.ndarray]:
         nonlocal n_windows
@@ -98,6 +106,9 @@ def draw_patches(
             faint = _ROUNDING * np.square(windows).mean(axis=1) if patch_norm is None else _FAINT * patch_norm
             chosen.offer(priorities, windows, contrast > faint)
             n_windows += len(windows)
+            if brightness:
+                b = windows.mean(axis=1) / np.sqrt(contrast + patch_norm)
+                bright[:] += b.sum(), np.square(b).sum()
             yield _normalise(windows, patch_norm)
 
     block = np.empty((_BLOCK, size))
@@ -116,15 +127,23 @@ def draw_patches(
         if len(directions) < n_filters and not fewer:
             faint = "" if patch_norm is None else f"; with patch_norm={patch_norm:g} variances up to {_FAINT * patch_norm:g} are none: "
             faint += "lower it, or scale small pixels up" if faint else ""
+            besides = " and one for brightness" if brightness else ""
             raise FilterBankError(
                 f"n_filters must be at most the {len(directions)} different windows of {kernel[0]} x {kernel[1]} that are not (nearly) "
-                f"constant in the sample of {n_windows}, got {n_filters}: choose fewer filters, or give more images{faint}"
+                f"constant in the sample of {n_windows}{besides}, got {filters_shape[0]}: choose fewer filters, or give more images{faint}"
             )
-        whiten = _zca(squares / n_windows - np.outer(mean, mean), whitening)
+        covariance = squares / n_windows - np.outer(mean, mean)
+        whiten = _zca(covariance, whitening)
         directions = directions @ whiten
         directions /= np.sqrt(np.square(directions).sum(axis=1, keepdims=True))
         filters = directions @ whiten
         bias = -(filters @ mean)
+        if brightness:
+            mean_bright = bright[0] / n_windows
+            spread = np.sqrt(max(bright[1] / n_windows - mean_bright**2, 0.0))
+            size_of_others = np.sqrt(np.mean(np.sum(filters @ covariance * filters, axis=1))) if len(filters) else 1.0
+            weight = size_of_others / spread if spread > _ROUNDING * abs(mean_bright) else 0.0
+            filters, bias = np.vstack([filters, np.full(size, weight / size)]), np.append(bias, -weight * mean_bright)
     return filters.reshape(-1, *filters_shape[1:]), bias, {"n_windows": n_windows}
 
 
@@ -187,6 +206,8 @@ class _Chosen:
 
     def offer(self, priorities: np.ndarray, windows: np.ndarray, good: np.ndarray) -> None:
         """Take what belongs among the chosen of windows (m, size) that are `good` (m,)."""
+        if self._n == 0:
+            return
         if len(self._priorities) == self._n:
             good = good & (priorities < self._priorities[-1])
         if not good.any():

@@ -10,6 +10,7 @@ from sklearn.decomposition import IncrementalPCA
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from streamcnn.checkpoint import Checkpoint
+from streamcnn.eigen import few_rows
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.incremental import arrays_of_incremental, iter_incremental, restore_incremental
 from streamcnn.moments import Moments, gram_rows
@@ -254,26 +255,34 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self._state.add(block, n_valid)
         self.n_samples_seen_ = self._state.n
 
-    def _finish(self) -> None:
-        """Components from the moments, under the caller's BLAS limit."""
+    def _finish(self, few: np.ndarray | None = None) -> None:
+        """Components from the moments, and all rows where they are few, under the caller's BLAS limit."""
         state, n = self._state, self._state.n
         if n < 2:
             raise DataError(f"X must have at least 2 rows, got {n} sample(s)")
         k = self._check_n_components(n)
-        values, vectors = state.leading(k)
+        values, vectors = state.leading(k, few)
         self._keep(values, vectors, state.mean, state.variance)
 
     def _fit_covariance(self, source, dtype, checkpoint: Checkpoint) -> None:
+        most = few_rows(self.n_features_in_)
+        few = np.empty((most, self.n_features_in_), dtype) if getattr(source, "n_rows", 0) <= most else None
+        if few is not None and is_rows(source):
+            checkpoint = Checkpoint()  # as sums would lead to other bits than all rows
         if (left := checkpoint.left()) is not None:
             self._state = Moments.from_arrays(left, dtype, self.n_jobs_)
             self.n_samples_seen_ = self._state.n
         block = np.empty((gram_rows(self.n_features_in_), self.n_features_in_), dtype)
         pieces = Pieces(source, block_rows(self.n_features_in_)) if is_rows(source) else source
-        for _, n_valid in blocks_of(pieces, block, self.n_samples_seen_):
+        for start, n_valid in blocks_of(pieces, block, self.n_samples_seen_):
+            if few is not None and start + n_valid > most:
+                few = None
+            if few is not None:
+                few[start : start + n_valid] = block[:n_valid]
             self._add(block, n_valid)
             checkpoint.keep(self._state.to_arrays)
         del block
-        self._finish()
+        self._finish(None if few is None else few[: self.n_samples_seen_])
 
     def _fit_incremental(self, source, k: int, checkpoint: Checkpoint) -> None:
         first = 0

@@ -2,7 +2,7 @@
 
 import math
 
-from streamcnn.eigen import n_pairs, takes_float32
+from streamcnn.eigen import few_rows, n_pairs, takes_float32
 from streamcnn.errors import ParameterError
 from streamcnn.incremental import incremental_batches
 from streamcnn.moments import gram_rows, n_strips
@@ -95,7 +95,11 @@ def pca_bytes(
         after = {"components": 20 * k * d + 30 * 8 * d}
         if takes_float32(d, k):
             after = {"float32 covariance": 4 * d * d, "directions": 4 * 8 * n_pairs(d, k) * d}
-        return claims | max((in_pass, after), key=lambda part: sum(part.values()))
+        parts = [in_pass, after]
+        if n_rows <= few_rows(d):
+            claims["few rows"] = n_rows * d * itemsize
+            parts.append({"centred rows": 8 * n_rows * d, "products of rows": 4 * 8 * n_rows * n_rows, "components": 2 * 8 * k * d})
+        return claims | max(parts, key=lambda part: sum(part.values()))
     if name == "randomized":
         width = n_directions(d, k)
         # no more directions than features, or than rows vary in, besides the first ones

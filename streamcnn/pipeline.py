@@ -40,7 +40,7 @@ from streamcnn.wide import WIDE
 logger = logging.getLogger("streamcnn")
 
 # raise one when the code of that stage changes what it computes
-STAGE_VERSIONS = {"filters": 1, "extract": 1, "pca": 1, "project": 1, "svm": 3}
+STAGE_VERSIONS = {"filters": 1, "extract": 1, "pca": 2, "project": 1, "svm": 3}
 WIDE_VERSION = 1  # of the linear SVM of wide rows, besides
 SVM = ("C", "gamma", "class_weight", "n_landmarks", "probability")
 EXTRACTION = ("layers", "preprocess", "mirror", "seed", "device", "feature_dtype")
@@ -103,15 +103,21 @@ def stage_digests(fingerprint: str, settings: Settings, plan: Plan) -> dict[str,
     return digests
 
 
-def check_same_data(store: FeatureStore, fingerprint: str) -> None:
-    """Refuse to resume with other data."""
+def check_same_data(store: FeatureStore, source: ImageSource, fingerprint: str) -> None:
+    """Refuse to resume with other data, or with images read in another size."""
+    before, now = store.config.get("source", {}).get("image_shape"), source.describe()["image_shape"]
+    if isinstance(before, list) and before != list(now):
+        raise StoreError(
+            f"{store.path} was made from images of {' x '.join(map(str, before))}, not {' x '.join(map(str, now))}: "
+            "resume with the same data and image_shape (--image-size), or fit afresh"
+        )
     if store.config.get("fingerprint") not in (None, fingerprint):
         raise StoreError(f"{store.path} was made from other data (size, time or labels differ): resume with the same, or fit afresh")
 
 
-def check_resume(store: FeatureStore, settings: Settings, fingerprint: str) -> None:
+def check_resume(store: FeatureStore, source: ImageSource, settings: Settings, fingerprint: str) -> None:
     """Refuse to resume with other data or other extraction parameters, naming the difference."""
-    check_same_data(store, fingerprint)
+    check_same_data(store, source, fingerprint)
     now = json.loads(json.dumps(settings.describe()))
     before = store.config.get("parameters", now)
     for name in EXTRACTION:
@@ -160,7 +166,7 @@ class Run:
         self.report = Report(plan)
         fingerprint = source.fingerprint()
         if resume:
-            check_resume(store, settings, fingerprint)
+            check_resume(store, source, settings, fingerprint)
         self.digests = stage_digests(fingerprint, settings, plan)
         assert source.classes_ is not None and source.labels is not None
         self.labels, self.classes = source.labels, source.classes_

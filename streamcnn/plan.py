@@ -68,15 +68,15 @@ class Plan(MemoryPlan):
 
     def _way(self, stage: str) -> str:
         ways = {
-            ("pca", "covariance"): 'try pca_solver="randomized", a larger pool_size or fewer filters',
-            ("pca", "incremental"): "try a smaller n_components, a larger pool_size or fewer filters",
-            ("pca", "randomized"): "try a smaller n_components, a larger pool_size or fewer filters",
-            ("svm", "rbf"): 'try kernel="linear"',
-            ("svm", "nystroem"): 'try fewer n_landmarks, or kernel="linear"',
-            ("svm", "linear"): "try a smaller n_components",
+            ("pca", "covariance"): 'try pca_solver="randomized" (--pca-solver), or fewer filters or larger pooling cells',
+            ("pca", "incremental"): "try a smaller n_components (--n-components), or fewer filters or larger pooling cells",
+            ("pca", "randomized"): "try a smaller n_components (--n-components), or fewer filters or larger pooling cells",
+            ("svm", "rbf"): 'try kernel="linear" (--kernel)',
+            ("svm", "nystroem"): 'try fewer n_landmarks (--n-landmarks), or kernel="linear" (--kernel)',
+            ("svm", "linear"): "try a smaller n_components (--n-components)",
         }
         if self.pca_solver is None and self.kernel == "linear":
-            ways["svm", "linear"] = "try n_components=256, fewer filters or larger pooling cells"
+            ways["svm", "linear"] = "try n_components=256 (--n-components 256), or fewer filters or larger pooling cells"
         return ways.get((stage, str(self.pca_solver) if stage == "pca" else self.kernel), super()._way(stage))
 
     def notes(self) -> list[str]:
@@ -168,6 +168,7 @@ def resolve_components(n_components: Any, n_rows: int, n_features: int) -> int |
 def make_plan(source: ImageSource, settings: Settings, limit: int, store: Path | None, test: ImageSource | None = None) -> Plan:
     """The plan for an opened source, and for evaluating on `test` afterwards; see `plan`."""
     n_classes = check_labels(source)
+    source.check()
     geometry = resolve_layers(settings.layers, source.image_shape)
     network, kernels = Network(geometry, settings.preprocess, mirror=settings.mirror), get_kernels(settings.device)
     n, d = source.n_samples, network.n_features
@@ -325,8 +326,8 @@ def check_disk(plan: Plan, store: Path | None, stage: str | None = None) -> None
     if needed <= free:
         return
     where = "the folder for temporary stores" if store is None else store
-    way = "keep_features=False, " if plan.keep_features else ""
+    way = "keep_features=False (--keep-features no), " if plan.keep_features else ""
     raise StoreError(
         f"{where} has {format_bytes(free)} free and the store needs {format_bytes(needed)}: free some, choose another store, or "
-        f"try {way}fewer filters or a larger pool_size\n" + claims_table({s.name: s.disk_bytes for s in left if s.disk_bytes})
+        f"try {way}fewer filters or larger pooling cells\n" + claims_table({s.name: s.disk_bytes for s in left if s.disk_bytes})
     )

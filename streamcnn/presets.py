@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {
         "layers": (
             ConvLayer(
-                *(48, "auto"), filters="patches", patch_norm="auto", whitening=0.1, activation="split", threshold=0.5, pool_grid="auto"
+                *(48, "auto"), filters="patches", patch_norm="auto", brightness=True, activation="split", threshold=0.5, pool_grid="auto"
             ),
         ),
         "preprocess": (),

@@ -84,9 +84,12 @@ class _Lines:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind, *exception):
         seconds = time.monotonic() - self._start
         whole = f" of {self.total:,}" if self.total and self.n < self.total else ""
+        if kind is not None:
+            self._write(f"stopped after {self.n:,}{whole} {self.unit}, {seconds:.1f} s")
+            return
         self._write(f"{self.n:,}{whole} {self.unit} in {seconds:.1f} s, {self.n / max(seconds, 1e-3):,.0f} a second")
 
 

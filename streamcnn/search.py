@@ -217,7 +217,7 @@ def stored_search(
         if not fresh:
             store.lock()
         if resume:
-            check_same_data(store, fingerprint)
+            check_same_data(store, source, fingerprint)
         if (found := _found_before(store.finished("search", digest), candidates)) is not None:
             progress.say("search  : finished before with the same data and time, reused")
             return found

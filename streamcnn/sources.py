@@ -246,6 +246,15 @@ class ImageSource:
             "path": None if self.path is None else str(self.path),
         }
 
+    def check(self) -> None:
+        """Refuse what is known already to fail when it is read, before an hour's work.
+
+        Raises
+        ------
+        DataError
+            For image files of several sizes, as far as a few of them tell.
+        """
+
     def close(self) -> None:
         """Let go of file handles and buffers; a later read takes them again."""
 

@@ -368,9 +368,18 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
 
     def probabilities(self, decisions: np.ndarray) -> np.ndarray:
         """Probabilities (m, n_classes) of decisions, (m,) for two classes or (m, n_classes)."""
+        self.check_probability()
+        return probabilities(decisions, self.slope_)
+
+    def check_probability(self) -> None:
+        """Refuse probabilities of a fit without them.
+
+        Raises
+        ------
+        ParameterError
+        """
         if not hasattr(self, "slope_"):
             raise ParameterError("probability must be True when fit is called for predict_proba afterwards, was False: fit again")
-        return probabilities(decisions, self.slope_)
 
     def decide_block(self, block: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Decisions of one block, for pipelines: no checks, no limit on BLAS threads.

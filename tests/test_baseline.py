@@ -74,9 +74,7 @@ def test_without_pytorch_the_way_to_it_is_named(capsys, monkeypatch):
     """One sentence: which flag, what is missing, how to install it."""
     monkeypatch.setitem(sys.modules, "torch", None)
     said = refused(capsys, "--baseline", "cnn", "--baseline", "frozen")
-    assert said == (
-        'streamcnn: --baseline cnn frozen needs PyTorch, which is not installed: pip install "streamcnn[bench]", or leave --baseline out\n'
-    )
+    assert said == ("streamcnn: --baseline cnn frozen needs PyTorch, which is not installed: pip install torch, or leave --baseline out\n")
 
 
 def test_a_process_that_fails_is_one_sentence(tmp_path):

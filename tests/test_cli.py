@@ -193,6 +193,8 @@ def test_plan_runs_nothing_and_shows_the_table(trained):
         (["predict", "{text}", "{train}"], "is not a streamcnn-model file"),
         (["predict", "{model}", "{wide}"], "images must be 8 x 8 x 1"),
         (["evaluate", "{model}", "{none}"], "no such file or folder"),
+        (["plan", "{uneven}"], "1.png: is 6 x 8 pixels (height x width) where the first image is 8 x 8"),
+        (["predict", "{model}", "{uneven}"], "1.png: is 6 x 8 pixels (height x width) where the first image is 8 x 8"),
         (["verify", "{none}"], "no such file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -202,11 +204,12 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(trained, tmp_path, argum
     folder, _, _ = trained
     data = tmp_path / "data"
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8), dtype=np.uint8))
-    for tree, classes in (("one", ["a"]), ("textpng", ["a", "b"]), ("cut", ["a", "b"])):
+    for tree, classes in (("one", ["a"]), ("textpng", ["a", "b"]), ("cut", ["a", "b"]), ("uneven", ["a", "b"])):
         for name in classes:
             (data / tree / name).mkdir(parents=True)
             for i in range(3):
                 image.save(data / tree / name / f"{i}.png")
+    image.crop((0, 0, 8, 6)).save(data / "uneven" / "a" / "1.png")
     (data / "empty").mkdir()
     (data / "textpng" / "b" / "fake.png").write_text("I am no image")
     image.save(data / "whole.jpg")
@@ -219,7 +222,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(trained, tmp_path, argum
     np.savez(data / "wide.npz", images=np.zeros((6, 8, 9), np.uint8), labels=[0, 1] * 3)
     (data / "text.h5").write_text("hello")
     (tmp_path / "out").mkdir()
-    places = {"none": data / "none", "empty": data / "empty", "one": data / "one", "textpng": data / "textpng", "cut": data / "cut"}
+    places = {name: data / name for name in ("none", "empty", "one", "textpng", "cut", "uneven")}
     places |= {"nan": data / "nan.npz", "short": data / "short.npz", "wide": data / "wide.npz", "text": data / "text.h5"}
     places |= {"train": folder / "train", "model": folder / "m.h5", "out": tmp_path / "out" / "m.h5", "nodir": tmp_path / "nowhere"}
     done = run(*[argument.format(**places) for argument in arguments], code=1)

@@ -144,7 +144,7 @@ def asked_anew():
 def test_cuda_without_numba_cuda_names_the_extras(asked_anew, monkeypatch):
     """The error says what to install, and auto is the CPU."""
     monkeypatch.setattr(kernels, "find_spec", lambda name: None)
-    with pytest.raises(DeviceError, match=r'"cuda" is not there: numba-cuda is not installed.*\[cuda12\] or .*\[cuda13\].*use "cpu"'):
+    with pytest.raises(DeviceError, match=r'"cuda" is not there: numba-cuda is not installed.*\[cu13\].*\[cu12\].*use "cpu"'):
         get_kernels("cuda")
     assert get_kernels("auto") is cpu
 

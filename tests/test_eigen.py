@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.linalg import eigh
 
-from streamcnn import eigen
+from streamcnn import StreamingPCA, eigen
 from streamcnn.moments import Moments, n_strips
 from streamcnn.threads import limit_blas, share
 
@@ -87,6 +89,53 @@ def test_pairs_that_are_no_good_are_refused(monkeypatch):
 def test_small_matrices_and_many_components_are_lapacks():
     """A quarter of the directions or more, or narrow matrices, are not worth it."""
     assert eigen.takes_float32(100, 25) and not eigen.takes_float32(100, 26) and not eigen.takes_float32(99, 2)
+
+
+# -- few rows ----------------------------------------------------------------------------------------------------------
+def rows_of(n, dtype=np.float32, decay=-0.5, seed=0):
+    """`n` rows of D features about a mean far from 0."""
+    rng = np.random.default_rng(seed)
+    weights = np.arange(1, n + 1.0)[:, None] ** decay
+    return (rng.standard_normal((n, n)) @ (weights * rng.standard_normal((n, D))) + 5).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "k"), [(2, 1), (40, 39), (75, 20)])
+def test_components_of_few_rows_are_those_of_all_their_features(dtype, n, k, monkeypatch):
+    """Up to a quarter as many rows as features: pairs, mean and ratios as by LAPACK's SVD in float64, without any d x d eigenproblem."""
+    monkeypatch.setattr("streamcnn.moments.leading_pairs", lambda *a: pytest.fail("of all features"))
+    rows = rows_of(n, dtype)
+    pca = StreamingPCA(k, solver="covariance").fit(rows)
+    centred = rows - rows.mean(0, dtype=np.float64)
+    singular = np.linalg.svd(centred, compute_uv=False)
+    np.testing.assert_allclose(pca.singular_values_, singular[:k], rtol=1e-6 if dtype == np.float32 else 1e-10)
+    np.testing.assert_allclose(pca.components_ @ pca.components_.T, np.eye(k), atol=1e-9)
+    shares = np.square(centred @ pca.components_.T).sum(0) / np.square(singular[:k])  # of the variance along the true ones
+    np.testing.assert_allclose(shares, 1, rtol=1e-6)
+    assert all(vector[np.abs(vector).argmax()] > 0 for vector in pca.components_)
+
+
+def test_few_rows_in_batches_have_the_same_bits_and_one_more_is_not_few():
+    """As an array, in batches of any size, and after an interruption; 76 of 300 features are many, whoever brings them."""
+    for n, few in ((75, True), (76, False)):
+        rows = rows_of(n)
+        expected = StreamingPCA(10, solver="covariance").fit(rows).components_
+        for size in (1, 13, 80):
+            batches = [rows[start : start + size] for start in range(0, n, size)]
+            assert np.array_equal(StreamingPCA(10, solver="covariance").fit(batches).components_, expected)
+        kept = []
+        StreamingPCA(10, solver="covariance").fit(rows, checkpoint=SimpleNamespace(left=lambda: None, keep=kept.append))
+        assert bool(kept) is not few
+
+
+def test_few_rows_that_vary_too_little_are_taken_by_their_features():
+    """As many components as rows, the same rows twice, or a last direction next to nothing: orthonormal components all the same."""
+    rows = rows_of(40)
+    steep = rows_of(40, np.float64, -6)
+    for X, k in ((rows, 40), (np.repeat(rows[:20], 2, 0), 30), (steep, 39)):
+        pca = StreamingPCA(k, solver="covariance").fit(X)
+        np.testing.assert_allclose(pca.components_ @ pca.components_.T, np.eye(k), atol=1e-9)
+        assert pca.explained_variance_ratio_.sum() == pytest.approx(1, abs=1e-5)
 
 
 # -- moments by several threads ----------------------------------------------------------------------------------------

@@ -163,6 +163,8 @@ def test_resume_refuses_other_data_and_parameters(tmp_path, digits):
     """resume=True names what differs; without it the store is simply made anew."""
     images, labels = digits[0][:200], digits[1][:200]
     StreamCNNClassifier(**SMALL, store=tmp_path / "s").fit(images, labels)
+    with pytest.raises(StoreError, match=r"made from images of 8 x 8 x 1, not 4 x 8 x 1: resume with the same data and image_shape"):
+        StreamCNNClassifier(**SMALL, store=tmp_path / "s").fit(images[:, :4], labels, resume=True)
     with pytest.raises(StoreError, match="made from other data"):
         StreamCNNClassifier(**SMALL, store=tmp_path / "s").fit(images[:150], labels[:150], resume=True)
     with pytest.raises(StoreError, match="made with feature_dtype='float16', not 'float32'"):
@@ -335,6 +337,11 @@ def test_a_loaded_model_predicts_as_the_classifier_that_was_saved(tree, tmp_path
     for X in (images, folder, next(folder.glob("*/*.png"))):
         assert np.array_equal(model.predict(X), classifier.predict(X))
         assert np.array_equal(model.decision_function(X, "1GiB"), classifier.decision_function(X))
+    assert model.score(folder) == model.score(images, labels) == classifier.score(folder) > 0.8
+    with pytest.raises(DataError, match="labels are missing"):
+        model.score(images)
+    with pytest.raises(ParameterError, match="probability must be True when fit is called"):
+        model.predict_proba(images)
     with pytest.raises(MemoryBudgetError, match="stage predict needs"):
         model.predict(images, memory_limit="20MiB")
     with pytest.raises(DataError, match="images must be 8 x 8 x 1"):
@@ -343,6 +350,9 @@ def test_a_loaded_model_predicts_as_the_classifier_that_was_saved(tree, tmp_path
         classifier = StreamCNNClassifier(**SMALL, C=1.0, kernel="linear", image_shape=(8, 8)).fit(X, None if X is folder else labels)
         classifier.save(tmp_path / "shaped.h5")
         assert np.array_equal(load_model(tmp_path / "shaped.h5").predict(X), classifier.predict(X))
+    classifier = StreamCNNClassifier(**SMALL, C=1.0, kernel="linear", probability=True).fit(images, labels)
+    classifier.save(tmp_path / "model.h5")
+    assert np.array_equal(load_model(tmp_path / "model.h5").predict_proba(images, "1GiB"), classifier.predict_proba(images))
     few = labels < "digit 2"
     model = StreamCNNClassifier(**SMALL, C=1.0, kernel="linear").fit(images[few], labels[few]).model_
     assert model.decision_function(images).shape == (300,)

@@ -10,12 +10,13 @@ from conv_cases import make, run
 from sklearn.datasets import load_digits
 
 from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, load_model, network, patches
-from streamcnn.errors import DataError, FilterBankError, ModelError, StoreError
+from streamcnn.errors import DataError, FilterBankError, ModelError, ParameterError, StoreError
 from streamcnn.images import open_images
 from streamcnn.kernels import cpu, naive
 from streamcnn.layers import layer_from_dict, layer_to_dict, resolve_layers
 from streamcnn.network import Network
 from streamcnn.patches import draw_patches
+from streamcnn.presets import PRESETS
 from streamcnn.stages import calibration_rows
 
 RNG = np.random.default_rng(0)
@@ -24,9 +25,9 @@ IMAGES = RNG.integers(0, 100, (30, 12, 11, 2)).cumsum(axis=1).astype(np.uint8)
 LAYER = ConvLayer(16, 5, filters="patches", patch_norm=10.0, activation="split", threshold=0.25, pool_grid=(2, 2))
 
 
-def draw(images=IMAGES, n_filters=8, kernel=(4, 3), patch_norm=10.0, whitening=0.1, seed=3, part=7):
+def draw(images=IMAGES, n_filters=8, kernel=(4, 3), patch_norm=10.0, whitening=0.1, seed=3, part=7, **options):
     parts = (images[start : start + part] for start in range(0, len(images), part))
-    return draw_patches(parts, len(images), (n_filters, *kernel, images.shape[3]), patch_norm, whitening, seed)
+    return draw_patches(parts, len(images), (n_filters, *kernel, images.shape[3]), patch_norm, whitening, seed, **options)
 
 
 def all_windows(images, kernel):
@@ -72,6 +73,35 @@ def test_convolution_is_what_whitened_windows_say(patch_norm):
     assert np.abs(expected).max() > 1e3 * np.median(bound)
 
 
+def test_the_filter_of_brightness():
+    """It comes last: a window's mean over its deviation, of mean 0 and of the others' size over all windows; only with `patch_norm`."""
+    filters, bias, _ = draw(brightness=True)
+    for a, b in zip(draw(n_filters=7), (filters[:-1], bias[:-1])):
+        assert np.array_equal(a, b)
+    windows = all_windows(IMAGES, (4, 3)).reshape(-1, 24)
+    deviation = np.sqrt(windows.var(axis=1) + 10)
+    b = windows.mean(axis=1) / deviation
+    responses = windows @ filters.reshape(8, 24).T / deviation[:, None] + bias
+    size = np.sqrt(np.square(responses[:, :-1]).mean())
+    # float64 sums of 2,430 terms
+    np.testing.assert_allclose(responses[:, -1], size * (b - b.mean()) / b.std(), rtol=0, atol=1e-9)
+    for a, b in zip(draw(patch_norm=None)[:2], draw(patch_norm=None, brightness=True)[:2]):
+        assert np.array_equal(a, b)
+    alone = draw(n_filters=1, brightness=True)
+    assert alone[0].shape == (1, 4, 3, 2) and np.ptp(alone[0]) == 0 and alone[1] < 0
+    images = np.zeros((5, 6, 6, 1), np.uint8)
+    images[:, 2, 3] = 200
+    with pytest.raises(FilterBankError, match=r"at most the 9 different .* of 80 and one for brightness, got 11: choose fewer"):
+        draw(images, 11, (3, 3), brightness=True)
+
+
+def test_all_windows_equally_bright_make_no_noise_of_it():
+    """Where brightness does not vary its filter answers nothing, instead of rounding."""
+    image = np.tile(RNG.permutation(9).reshape(3, 3), (4, 4)).astype(np.uint8)[None, :, :, None]  # each window has all nine values
+    filters, bias, _ = draw(image, 5, (3, 3), brightness=True)
+    assert filters[:-1].any() and not filters[-1].any() and bias[-1] == 0
+
+
 def test_little_regularisation_whitens():
     """With hardly anything added to the eigenvalues the responses to unit directions have the covariance of the directions."""
     filters, bias, _ = draw(whitening=1e-9, patch_norm=None)
@@ -85,7 +115,7 @@ def test_parts_and_seeds(part, monkeypatch):
     """How the images arrive changes no bit, of windows drawn at random too; the seed changes the filters."""
     for n_windows, drawn_from in ((100_000, 30 * 9 * 9), (200, 30 * 7)):
         monkeypatch.setattr(patches, "N_WINDOWS", n_windows)
-        expected, found, other = draw(), draw(part=part), draw(seed=4)
+        expected, found, other = draw(brightness=True), draw(part=part, brightness=True), draw(seed=4, brightness=True)
         assert expected[2]["n_windows"] == drawn_from
         for a, b, c in zip(expected[:2], found[:2], other[:2]):
             assert np.array_equal(a, b) and not np.array_equal(a, c)
@@ -137,7 +167,7 @@ def test_drawing_holds_what_is_declared():
     images = RNG.integers(0, 256, (40, 20, 20, 8)).astype(np.float32)
     for n_filters, kernel in ((2000, (3, 3)), (5, (8, 8)), (3, (1, 1))):
         tracemalloc.start()
-        draw(images, n_filters, kernel)
+        draw(images, n_filters, kernel, brightness=True)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         # and what hashes of windows, objects and views take
@@ -205,9 +235,14 @@ def test_whitening_is_described_for_patches_alone():
     """Layers without patches have the JSON, and so the digests, that they had before there was `whitening`; JSON without it is read."""
     plain = layer_to_dict(ConvLayer(4, 3))
     assert layer_from_dict(plain) == ConvLayer(4, 3)
-    assert list(plain) == [field.name for field in fields(ConvLayer) if field.name != "whitening"]
+    assert list(plain) == [field.name for field in fields(ConvLayer) if field.name not in ("whitening", "brightness")]
     described = layer_to_dict(STACKED[1])
-    assert described["whitening"] == 0.3 and layer_from_dict(json.loads(json.dumps(described))) == STACKED[1]
+    assert described["whitening"] == 0.3 and "brightness" not in described
+    assert layer_from_dict(json.loads(json.dumps(described))) == STACKED[1]
+    bright = replace(STACKED[1], brightness=True)
+    assert layer_to_dict(bright)["brightness"] is True and layer_from_dict(layer_to_dict(bright)) == bright
+    with pytest.raises(ParameterError, match="brightness must be True or False, got 1"):
+        ConvLayer(4, 3, brightness=1).check()
 
 
 def test_patches_are_drawn_from_more_images():
@@ -315,6 +350,19 @@ def test_fit_with_patches_is_kept_resumed_and_saved(digits, tmp_path):
     model.save(tmp_path / "bad.h5")
     with pytest.raises(ModelError, match="no finite numbers"):
         load_model(tmp_path / "bad.h5")
+
+
+def test_the_default_tells_classes_apart_that_differ_in_brightness_alone():
+    """Noise that is a little brighter in one class; filters of normalised windows alone cannot see it."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 600)
+    images = (rng.integers(0, 200, (600, 16, 16)) + 50 * labels[:, None, None]).astype(np.uint8)
+    layer = PRESETS["fast"]["layers"][0]
+    found = {}
+    for brightness in (True, False):
+        classifier = StreamCNNClassifier(layers=[replace(layer, brightness=brightness)], random_state=0)
+        found[brightness] = classifier.fit(images[:300], labels[:300]).score(images[300:], labels[300:])
+    assert layer.brightness and found[True] > 0.98 and found[False] < 0.7
 
 
 def test_limits_change_no_bit(digits):

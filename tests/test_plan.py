@@ -137,7 +137,7 @@ def test_refusals_name_what_would_lower_the_need():
         plan(wide(20_001, (12, 12)), memory_limit="600MiB", layers=layers, pca_solver="covariance", n_components=10)
     with pytest.raises(MemoryBudgetError, match=r'stage svm .* try kernel="linear"'):
         plan(wide(20_000, (12, 12)), memory_limit="600MiB", layers=[ConvLayer(64, 5, filters="random", pool_size=2)], n_components=900)
-    with pytest.raises(MemoryBudgetError, match=r"stage svm .* try n_components=256, fewer filters or larger pooling cells"):
+    with pytest.raises(MemoryBudgetError, match=r"stage svm .* try n_components=256 \(--n-components 256\), or fewer filters or larger"):
         plan(wide(30_000, (12, 12)), memory_limit="700MiB", layers=layers, n_components=None)
 
 

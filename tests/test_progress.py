@@ -44,7 +44,7 @@ def test_a_bar_that_is_left_early_says_how_far_it_came(clock, capsys):
         update(600)
     assert capsys.readouterr().err.split("\n") == [
         "pca     : starts, 900 rows",
-        "pca     : 300 of 900 rows in 1.0 s, 300 a second",
+        "pca     : stopped after 300 of 900 rows, 1.0 s",
         "svm     : starts",
         "svm     : 600 rows, 200 a second",
         "svm     : 600 rows in 3.0 s, 200 a second",

@@ -356,7 +356,7 @@ def test_without_matplotlib_one_sentence_says_how_to_get_it(made, monkeypatch, t
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     _, err = run("report", made[0] / "store", "--output", tmp_path / "r.html", code=1)
-    assert err == 'streamcnn: drawing needs matplotlib, which is not installed: pip install "streamcnn[plot]"\n'
+    assert err == "streamcnn: drawing needs matplotlib, which is not installed: pip install matplotlib\n"
     assert not (tmp_path / "r.html").exists()
 
 

@@ -102,7 +102,7 @@ def simulated() -> bool:
 def cuda_problem() -> str | None:
     """Why device "cuda" cannot be used, or None when it can; asked once per process, and without importing numba where there is no CUDA."""
     if not simulated() and find_spec("numba_cuda") is None:
-        return "numba-cuda is not installed; install streamcnn[cuda12] or streamcnn[cuda13], whichever the driver supports"
+        return 'numba-cuda is not installed: pip install "numba-cuda[cu13]", or "numba-cuda[cu12]" where the driver is for CUDA 12'
     try:
         device = importlib.import_module("streamcnn.kernels.cudadevice")
     except Exception as error:  # an old numba-cuda beside a new numba: "auto" must still find the CPU
