@@ -5,6 +5,7 @@ STREAMCNN_DATA=... python tools/bench.py  those and Extended Yale B; with STREAM
 python tools/bench.py conv                only this table, likewise demo, io, yale, faces and large
 python tools/bench.py million             LinearSVC with a million rows (a quarter of an hour), likewise scaling (10 million, 8 GB of disk)
 STREAMCNN_DATA=... python tools/bench.py frontier   what `tools/frontier.csv` lacks (an hour), and its picture
+STREAMCNN_DATA=... python tools/bench.py defaults   what the filters of `fast` give, against others
 python tools/bench.py pca                 IncrementalPCA, by its first batches
 STREAMCNN_DATA=... python tools/bench.py svm   and rbf, pipeline, patches: from `cifar10/train` and `cifar10/test` there, a folder a class
 """
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import defaults
 import frontier
 
 from streamcnn import bench, iobench, pcabench, pipebench, rbfbench, svmbench
@@ -193,6 +195,7 @@ def main(names: list[str]) -> None:
     # minutes to a quarter of an hour each: only when asked for
     slow: dict[str, Callable[[], str]] = {
         "frontier": frontier.table,
+        "defaults": defaults.table,
         "pca": lambda: bench_table("pca", pcabench, "--repeats", "1"),
         "million": lambda: bench_table("svm", svmbench, "--rows", "1000000", "--repeats", "1"),
         "scaling": lambda: bench_table("svm", svmbench, "--alone", "--rows", "100000", "1000000", "10000000"),
