@@ -104,6 +104,7 @@ def draw(lines: list[dict[str, str]]) -> None:
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     names = [name for name in DATA if any(line["data"] == name and line["accuracy"] for line in lines)]
     settings: Any = {"text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.edgecolor": _INK}
@@ -120,23 +121,46 @@ def draw(lines: list[dict[str, str]]) -> None:
                     chosen = [(place, p) for place, p in zip(at, points) if p["preset"] == preset]
                     if chosen:
                         ax.scatter(*zip(*(place for place, _ in chosen)), c=colour, marker=marker, s=36, label=preset, zorder=2)
-                    for place, p in chosen:
-                        number = p["changed"].rsplit(" ", 1)[0]
-                        ax.annotate(number, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
                 ax.set_xscale("log" if key == "seconds" else "linear")
                 ax.margins(0.18, 0.12)
                 ax.set_xlabel(label)
                 ax.grid(color=_INK, alpha=0.25, linewidth=0.5)
             axes[0][column].set_title(DATA[name])
+            axes[0][column].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
             axes[0][column].xaxis.set_major_formatter("{x:g}")
+            axes[0][column].xaxis.set_minor_formatter(NullFormatter())
         axes[0][0].set_ylabel("test accuracy, %")
         axes[1][0].set_ylabel("test accuracy, %")
         handles = {text: handle for ax in axes.flat for handle, text in zip(*ax.get_legend_handles_labels())}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+        figure.draw_without_rendering()  # where things stand is known from here on
+        for column, name in enumerate(names):
+            points = [line for line in lines if line["data"] == name and line["accuracy"]]
+            for ax, (key, unit) in zip(axes[:, column], (("seconds", 1), ("peak_bytes", 2**20))):
+                _name(ax, [((float(p[key]) / unit, 100 * float(p["accuracy"])), p["changed"].rsplit(" ", 1)[0]) for p in points])
         PICTURE.parent.mkdir(exist_ok=True)
         figure.savefig(file := io.BytesIO(), dpi=110, transparent=True)
         plt.close(figure)
     Image.open(file).quantize(64).save(PICTURE)  # a third of the bytes
+
+
+def _name(ax: Any, points: list[tuple[tuple[float, float], str]]) -> None:
+    """A text beside each point, on the side on which it covers least of the points and of the texts before it."""
+    from matplotlib.transforms import Bbox
+
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in (ax.transData.transform(place) for place, _ in points)]
+    for place, text in sorted(points):
+        tried = []
+        for x, y, align in ((5, 4, "left"), (5, -9, "left"), (-5, 4, "right"), (-5, -9, "right"), (0, 9, "center"), (0, -14, "center")):
+            label = ax.annotate(text, place, xytext=(x, y), textcoords="offset points", fontsize=7, ha=align)
+            box = label.get_window_extent()
+            covered = sum(both.width * both.height for other in taken if (both := Bbox.intersection(box, other)) is not None)
+            tried.append((covered, len(tried), label, box))
+        best = min(tried, key=lambda each: each[:2])
+        taken.append(best[3])
+        for _, number, label, _ in tried:
+            if number != best[1]:
+                label.remove()
 
 
 def table() -> str:
