@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,12 @@ class Geometry:
     @property
     def filters_shape(self) -> tuple[int, int, int, int]:
         return (self.layer.n_filters, *self.kernel, self.in_shape[2])
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of the convolution of one image."""
+        sides = (side + 2 * self.layer.padding for side in self.in_shape[:2])
+        return prod(self.filters_shape) * prod((side - k) // self.layer.stride + 1 for side, k in zip(sides, self.kernel))
 
     @property
     def out_shape(self) -> tuple[int, int, int]:

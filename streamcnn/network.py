@@ -28,6 +28,8 @@ CALIBRATION_BYTES = 1 << 24
 NORM_SHARE = 0.1
 # images that filters are scaled on at most, and that patches are drawn from
 SCALE_IMAGES, PATCH_IMAGES = 256, 4096
+# multiplications with additions of all images that filters are scaled on, where the first DRAW_CHUNK take less: half a minute
+_SCALE_WORK = 1 << 41
 # images convolved at a time to scale the filters
 DRAW_CHUNK = 16
 # of a network that is loaded: values of an image (512 MiB of float32), and padding, whose sum with a side is held in arrays
@@ -75,6 +77,11 @@ class Network:
     def n_features(self) -> int:
         return int(np.prod(self.geometry[-1].out_shape))
 
+    @property
+    def multiply_adds(self) -> int:
+        """Of one image, in all layers."""
+        return sum(g.multiply_adds for g in self.geometry) * (2 if self.mirror else 1)
+
     def buffer_shapes(self, chunk_size: int, n_threads: int, kernels) -> dict[str, tuple[int, ...]]:
         """Shapes of every float32 buffer `transform` uses for chunks of at most `chunk_size` images."""
         shapes: dict[str, tuple[int, ...]] = {}
@@ -109,7 +116,8 @@ class Network:
         """Draw the filters of every layer and scale them on a sample of images.
 
         The scale of a layer is 1 / mean |w * x|, of all positions and all its filters, normalisation and bias included, so that
-        responses are of order one whatever the range of the pixels; over the sample, or at most `SCALE_IMAGES` spread evenly over it.
+        responses are of order one whatever the range of the pixels; over the sample, or at most `SCALE_IMAGES` spread evenly over it, of
+        large images with many filters fewer.
 
         Parameters
         ----------
@@ -117,9 +125,10 @@ class Network:
         seed : int
         """
         step = min(DRAW_CHUNK, len(sample))
-        scaled_on = sample[:: -(-len(sample) // SCALE_IMAGES)]
         self.geometry, self.filters, self.biases = list(self.geometry), [], []
         for number, g in enumerate(self.geometry):
+            n_scaled = min(SCALE_IMAGES, max(DRAW_CHUNK, _SCALE_WORK // g.multiply_adds))
+            scaled_on = sample[:: -(-len(sample) // n_scaled)]
             below = Network(self.geometry[:number], self.steps, self.filters, self.biases) if number else None
             buffers = (below or self).allocate(step, n_threads, kernels) if number or self.steps else {}
 

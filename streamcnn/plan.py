@@ -24,7 +24,17 @@ from streamcnn.network import Network
 from streamcnn.pcaplan import resolve_solver
 from streamcnn.planning import COMFORT, MemoryPlan, StagePlan, added, choose_chunk
 from streamcnn.presets import Settings, resolve_settings
-from streamcnn.stages import Shapes, base_claims, drawing_claims, evaluate_claims, fit_stages, fitted_bytes, image_claims, predict_claims
+from streamcnn.stages import (
+    Shapes,
+    base_claims,
+    drawing_claims,
+    evaluate_claims,
+    fit_stages,
+    fitted_bytes,
+    image_claims,
+    largest_chunk,
+    predict_claims,
+)
 from streamcnn.threads import resolve_n_jobs
 
 # libsvm's kernel cache, which changes speed only; how much it does was not measured. An easy problem leaves it unfilled, so a larger
@@ -190,12 +200,12 @@ def make_plan(source: ImageSource, settings: Settings, limit: int, store: Path |
         return Plan(limit, base, chunk, stages, d, k or d, solver, kernel, keep, cache, geometry, source.describe())
 
     keep = _keep_features(settings.keep_features, build(1, True, _SMALLEST_CACHE), build(1, False, _SMALLEST_CACHE), store)
-    return _roomiest(limit, n, lambda chunk, cache: build(chunk, keep, cache))
+    return _roomiest(limit, largest_chunk(source, network), lambda chunk, cache: build(chunk, keep, cache))
 
 
-def _roomiest(limit: int, n_images: int, build: Callable[[int, int], Plan]) -> Plan:
+def _roomiest(limit: int, largest: int, build: Callable[[int, int], Plan]) -> Plan:
     """The plan of the largest chunk that fits, and with it of the largest cache of the SVM."""
-    chosen = choose_chunk(limit, n_images, lambda chunk: build(chunk, _SMALLEST_CACHE))
+    chosen = choose_chunk(limit, largest, lambda chunk: build(chunk, _SMALLEST_CACHE))
     room = int(COMFORT * limit) - chosen.planned("svm") + _SMALLEST_CACHE
     return build(chosen.chunk_size, max(_SMALLEST_CACHE, min(_LARGEST_CACHE, room)))
 
@@ -220,7 +230,7 @@ def plan_adding(source: ImageSource, network: Network, shapes: Shapes, limit: in
         stages, solver = [add, replace(named["svm"], disk_bytes=0), named["save"]], shapes.pca_solver
         return Plan(limit, base, chunk, stages, d, k or d, solver, shapes.kernel, k is None, cache, network.geometry, source.describe())
 
-    made = _roomiest(limit, source.n_samples, build)
+    made = _roomiest(limit, largest_chunk(source, network), build)
     check_disk(made, store)
     return made
 
@@ -251,7 +261,7 @@ def plan_prediction(
         claims = _predicting(source, network, chunk, dtype, n_jobs, kernels, n_components, kernel, n_classes, n_support)
         return MemoryPlan(limit, base, chunk, [StagePlan("predict", added(claims, extra or {}))])
 
-    return choose_chunk(limit, source.n_samples, build)
+    return choose_chunk(limit, largest_chunk(source, network), build)
 
 
 def plan_drawing(source: ImageSource, network: Network, n_jobs: int, limit: int, kernels) -> MemoryPlan:
@@ -283,7 +293,7 @@ def plan_transform(source: ImageSource, network: Network, dtype: str, n_jobs: in
         result = {"feature rows": 4 * source.n_samples * network.n_features}
         return MemoryPlan(limit, base, chunk, [StagePlan("transform", added(claims, result))])
 
-    return choose_chunk(limit, source.n_samples, build)
+    return choose_chunk(limit, largest_chunk(source, network), build)
 
 
 def _predicting(source, network, chunk, dtype, n_jobs, kernels, n_components, kernel, n_classes, n_support) -> dict[str, int]:

@@ -172,8 +172,10 @@ class MemoryPlan:
 AnyPlan = TypeVar("AnyPlan", bound=MemoryPlan)
 
 
-def choose_chunk(limit: int, n_images: int, build: Callable[[int], "AnyPlan"]) -> "AnyPlan":
-    """The plan of the largest chunk whose peak is at most 80 % of the limit, or what the smallest chunk needs where that is more.
+def choose_chunk(limit: int, largest: int, build: Callable[[int], "AnyPlan"]) -> "AnyPlan":
+    """The plan of the largest chunk, of about `largest` images at most, that fits.
+
+    Its peak is at most 80 % of the limit, or what the smallest chunk needs where that is more.
 
     Raises
     ------
@@ -183,5 +185,5 @@ def choose_chunk(limit: int, n_images: int, build: Callable[[int], "AnyPlan"]) -
     smallest = build(CHUNK_SIZES[-1])
     smallest.check()
     allowed = max(COMFORT * limit, smallest.peak_bytes)
-    plans = (build(chunk) for chunk in CHUNK_SIZES if chunk < 2 * n_images)
+    plans = (build(chunk) for chunk in CHUNK_SIZES if chunk < 2 * largest)
     return next(made for made in plans if made.peak_bytes <= allowed)

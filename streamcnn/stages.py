@@ -26,6 +26,8 @@ PREDICT_BLOCK = 16
 _HELD = ("labels", "names", "originals")
 # measured: BLAS work space and the modules that scikit-learn and SciPy load on first use; each BLAS thread has its own
 _LIBRARY_BYTES, _THREAD_BYTES = 12 << 20, 6 << 20
+# multiplications with additions of a chunk: some seconds, after which there is something to tell, and Ctrl-C is heard
+_CHUNK_WORK = 1 << 38
 # of a shard in the virtual data sets of features and labels, until their file is closed (measured: 18 to 19 KB, 1,000 and 10,000 shards)
 _VIRTUAL_BYTES = 20 << 10
 
@@ -113,6 +115,11 @@ def image_claims(source: ImageSource, network: Network, chunk: int, dtype: str, 
     if dtype != "float16":  # numpy's mask of finite values; float16 is checked while it is rounded
         rounded["rounded rows"] += chunk * network.n_features
     return added({"pixels": turns * chunk * image_bytes(source)}, reading, network.buffer_bytes(chunk, n_jobs, kernels), rounded)
+
+
+def largest_chunk(source: ImageSource, network: Network) -> int:
+    """Images of a chunk at most, whatever the memory: all, or as many as take some seconds."""
+    return min(source.n_samples, max(1, _CHUNK_WORK // network.multiply_adds))
 
 
 def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int, kernels) -> list[StagePlan]:

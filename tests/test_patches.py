@@ -217,6 +217,18 @@ def test_mean_response_is_the_gain():
     assert rows_of(drawn([layer], many), many[::3]).mean() == pytest.approx(2, rel=1e-5)
 
 
+def test_large_images_with_many_filters_are_scaled_on_fewer(monkeypatch):
+    """No more images than take half a minute, but `DRAW_CHUNK`; the mean response on these is the gain."""
+    layer = ConvLayer(8, 3, filters="patches", patch_norm=10.0, activation="abs", pool_grid=(1, 1))
+    many = np.resize(IMAGES, (600, 12, 11, 2))
+    work = 8 * 3 * 3 * 2 * 10 * 9  # filters, windows, places
+    for images, step in ((100, 6), (1, 38)):
+        monkeypatch.setattr(network, "_SCALE_WORK", images * work)
+        made = drawn([layer], many)
+        assert made.multiply_adds == work
+        assert rows_of(made, many[::step]).mean() == pytest.approx(1, rel=1e-5)
+
+
 def test_bias_is_saved_for_patches_alone():
     """A network with patches is rebuilt from JSON and arrays; a missing, a wrong and a superfluous bias are refused."""
     layers = [STACKED[0], STACKED[1]]

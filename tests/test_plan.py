@@ -88,6 +88,15 @@ def made_up(limit, chunk):
     return MemoryPlan(limit * MIB, {"already in use": 300 * MIB}, chunk, [StagePlan("extract", {"pixels": chunk * MIB})])
 
 
+def test_chunks_take_seconds_and_not_minutes():
+    """Photos with 2,000 filters go one by one, however much memory there is; small images and few filters in chunks as ever."""
+    chunks = [plan(wide(2000, shape), memory_limit="64GiB", preset=preset).chunk_size for shape, preset in CHUNKED]
+    assert chunks == [1, 256, 1024]
+
+
+CHUNKED = [((480, 640, 3), "patches"), ((480, 640, 3), "fast"), ((32, 32, 3), "patches")]
+
+
 def test_a_stage_that_needs_more_whatever_the_chunk_makes_no_chunk_smaller():
     """PCA above 80 % of the limit: chunks are as large as keeps the other stages below it."""
     limit = 500

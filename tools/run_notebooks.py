@@ -23,7 +23,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 LARGEST_BYTES = 310_000
 # folders of a user or a machine, on Linux, macOS and Windows; and what a kernel calls a cell's file
 _MACHINE = re.compile(r"/(?:home|root|tmp|work|Users|private|var/folders)/\S*|[A-Za-z]:\\+\S*|site-packages|ipykernel_\d+")
-_ALARM = re.compile(r"\w*Warning\b|Traceback|\x1b\[")
+_ALARM = re.compile(r"Warning\b|Traceback|\x1b\[")
 
 
 def execute(path: Path, folder: Path, more: str = "") -> Any:
