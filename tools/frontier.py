@@ -150,7 +150,7 @@ def _name(ax: Any, points: list[tuple[tuple[float, float], str]]) -> None:
 
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in (ax.transData.transform(place) for place, _ in points)]
     for place, text in sorted(points):
-        tried = []
+        tried: list[tuple[float, int, Any, Any]] = []
         for x, y, align in ((5, 4, "left"), (5, -9, "left"), (-5, 4, "right"), (-5, -9, "right"), (0, 9, "center"), (0, -14, "center")):
             label = ax.annotate(text, place, xytext=(x, y), textcoords="offset points", fontsize=7, ha=align)
             box = label.get_window_extent()
