@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--output", metavar="FILE.csv", help="write there instead of to standard output")
     _common(predict)
 
-    evaluate = add("evaluate", "accuracy, recall per class and confusion of a model on labelled images")
+    evaluate = add("evaluate", "accuracy and recall per class of a model on labelled images; with --json the confusion too")
     evaluate.add_argument("model")
     evaluate.add_argument("data")
     _common(evaluate)

@@ -126,7 +126,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
 def fit(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn fit DATA --model M.h5`."""
     settings, limit, model_path = _settings(args), resolve_limit(args.memory_limit), Path(args.model)
-    check_output_file(model_path, "--model")
+    check_output_file(model_path, "--model", args.data, args.test or args.data)
     store = Path(args.store) if args.store else model_path.with_name(model_path.name + ".store")
     seconds = None if args.search is None else parse_seconds(args.search)
     with MemoryMonitor(limit) as monitor, _open(args, args.data, need_labels=True, store=store) as source:
@@ -279,6 +279,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         model=args.model,
     )
     _say_result(result)
+    if result["unknown"]:
+        _say(f"  {result['unknown']:,} of {result['n_test']:,} images are of classes that the model does not know, and count as wrong")
     for name, recall in result["recall"].items():
         _say(f"  recall {name:<20} {'no images' if recall is None else f'{100 * recall:.2f} %'}")
     return result
@@ -289,7 +291,7 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
     limit, n_jobs = resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
     output = Path(args.output) if args.output else None
     if output is not None:
-        check_output_file(output, "--output")
+        check_output_file(output, "--output", args.data, args.model)
     start = time.perf_counter()
     with MemoryMonitor(limit) as monitor:
         model = load_model(args.model, limit)

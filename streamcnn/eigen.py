@@ -18,8 +18,9 @@ _MISSING = 1e-10
 _STEPS = 3
 # few rows: their products with each other are at most a sixteenth of those of their columns
 _FEW = 4
-# smallest eigenvalue wanted, as a share of the largest, that `pairs_of_few` finds: its eigenvectors are orthogonal to 1e-10
-_STEEPEST = 1e-6
+# smallest eigenvalue, as a share of the largest, that `pairs_of_few` finds at once: its eigenvectors are orthogonal to 1e-10; and the
+# share below which there is nothing but the rounding of the rows
+_STEEPEST, _NOTHING = 1e-6, 1e-26
 
 
 def takes_float32(d: int, k: int) -> bool:
@@ -71,13 +72,12 @@ def leading_pairs(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return eigh(matrix, lower=True, overwrite_a=True, check_finite=False, subset_by_index=(d - k, d - 1), driver="evr")
 
 
-def pairs_of_few(rows: np.ndarray, mean: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:
+def pairs_of_few(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The `k` largest eigenpairs of the sum of outer products of fewer rows than features, less their mean.
 
     Parameters
     ----------
     rows : ndarray of shape (n, d)
-    mean : ndarray of shape (d,), float64
     k : int
 
     Returns
@@ -85,22 +85,35 @@ def pairs_of_few(rows: np.ndarray, mean: np.ndarray, k: int) -> tuple[np.ndarray
     values : ndarray of shape (k,), float64
         Descending.
     vectors : ndarray of shape (k, d), float64
-        None instead of both where rows vary in fewer than `k` directions, or hardly in the last.
+        Orthonormal, also where rows vary in fewer than `k` directions.
 
     Notes
     -----
     With X the rows less their mean, X X' u = s u makes X' u / sqrt(s) an eigenvector of X'X with the same s (Turk & Pentland,
-    *Eigenfaces for Recognition*, 1991), and X X' is small. All is in float64.
+    *Eigenfaces for Recognition*, 1991), and X X' is small. All is in float64. Squares let it see six decades of s at a time: what is
+    smaller is found again among the rows less what was found, whose largest s is then its own.
     """
-    n = len(rows)
-    if k >= n:
-        return None
-    centred = rows - mean
-    values, weights = eigh(centred @ centred.T, overwrite_a=True, check_finite=False, subset_by_index=(n - k, n - 1), driver="evr")
-    if len(values) < k or not values[0] > _STEEPEST * values[-1]:
-        return None
-    weights /= np.sqrt(values)
-    return values[::-1], weights.T[::-1] @ centred
+    left, found = rows - rows.mean(axis=0, dtype=np.float64), np.zeros(k)
+    # any directions will do in which nothing varies
+    vectors = np.random.default_rng(0).standard_normal((k, rows.shape[1]))
+    nothing = _NOTHING * np.einsum("ij,ij->", rows, rows, dtype=np.float64)
+    done = good = 0
+    while done < k:
+        values, weights = eigh(left @ left.T, overwrite_a=True, check_finite=False)
+        values, weights = values[::-1][: k - done], weights[:, ::-1][:, : k - done]
+        good = int(np.count_nonzero(values > max(_STEEPEST * values[0], nothing)))
+        if good == 0:
+            break
+        new = vectors[done : done + good]
+        np.matmul((weights[:, :good] / np.sqrt(values[:good])).T, left, out=new)
+        found[done : done + good] = values[:good]
+        done += good
+        del values, weights  # as large as the products below
+        if done < k:
+            left -= (left @ new.T) @ new
+    if good < k:  # not all at once
+        vectors = np.ascontiguousarray(qr(vectors.T, overwrite_a=True, mode="economic", check_finite=False)[0].T)
+    return found, vectors
 
 
 def _refined(matrix: np.ndarray, k: int, width: int) -> tuple[np.ndarray, np.ndarray] | None:

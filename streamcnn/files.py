@@ -111,8 +111,11 @@ def _way_out(number: int | None) -> str:
     return "make room on the disk, or choose another"
 
 
-def check_output_file(path: Path, what: str) -> None:
-    """Refuse a path that cannot become a file, before any work is spent on it."""
+def check_output_file(path: Path, what: str, *inputs: str | Path) -> None:
+    """Refuse a path that cannot become a file, or is one of the `inputs`, before any work is spent on it."""
+    for other in inputs:
+        if path.exists() and Path(other).exists() and path.samefile(other):
+            raise FileError(f"{what} must not be {other}, which is read: give another file name")
     if path.is_dir():
         raise FileError(f"{what} must be a file, but {path} is a folder: give a file name")
     if not path.parent.is_dir():

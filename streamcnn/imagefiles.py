@@ -20,6 +20,7 @@ EXTENSIONS = (".pgm", ".ppm", ".pnm", ".pbm", ".png", ".jpg", ".jpeg", ".bmp", "
 FORMATS = ("PPM", "PNG", "JPEG", "BMP", "TIFF", "WEBP")
 MAX_PIXELS = 89_000_000
 """Largest image that is decoded; Pillow itself starts to warn of a decompression bomb at 89.5 million."""
+REPAIR = '; repair it, move it away, or leave such files out by on_error="skip" (--skip-bad)'
 _ORIENTATION = 0x0112
 _COLOUR_MODES = {"RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 _ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
@@ -251,7 +252,7 @@ class _Opened:
         if not isinstance(error, Exception) or isinstance(error, (FileError, DataError, MemoryError)):
             return
         reason = "not an image of a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error).strip()
-        raise FileError(f"{self.path}: cannot be decoded ({(reason or type(error).__name__).splitlines()[0]})") from error
+        raise FileError(f"{self.path}: cannot be decoded ({(reason or type(error).__name__).splitlines()[0]}){REPAIR}") from error
 
 
 def _depth_and_colour(path: Path, image: Image.Image) -> tuple[int, bool]:

@@ -16,6 +16,7 @@ from streamcnn.h5images import H5Source, write_images_h5
 from streamcnn.imagefiles import (
     EXTENSIONS,
     NO_CAPS,
+    REPAIR,
     Caps,
     Decoder,
     Header,
@@ -150,7 +151,7 @@ class FolderSource(ImageSource):
             try:
                 self._decode(row, image)
             except (FileError, DataError) as error:
-                bad[name] = str(error).removeprefix(f"{self._root / name}: ")
+                bad[name] = str(error).removeprefix(f"{self._root / name}: ").removesuffix(REPAIR)
         self.n_images_read += len(self._names)
         if 100 * len(bad) > len(self._names):
             name, reason = next(iter(bad.items()))

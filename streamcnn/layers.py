@@ -67,8 +67,8 @@ class ConvLayer:
         For patches only: what is added to the eigenvalues of the covariance of the windows, normalised where `patch_norm` says so,
         before they are whitened. The less, the more the filters look for fine detail.
     brightness : bool
-        For patches with `patch_norm` only, which looks away from it: the last of the filters is the mean of a window, brought to the mean
-        and the spread that the responses of the others have.
+        For patches with `patch_norm` only, which looks away from it: the last of these filters is the mean of a window, which is divided
+        by the same deviation as the others' responses, and brought to their mean and spread.
 
     Examples
     --------

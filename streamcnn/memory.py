@@ -24,6 +24,8 @@ __all__ += ["peak_resident_bytes", "reset_peak", "resident_bytes", "resolve_limi
 
 logger = logging.getLogger("streamcnn")
 
+# seconds for which a sample is good enough to decide by
+_FRESH = 0.005
 # share of the limit at which a run stops by itself
 STOP_SHARE = 0.98
 
@@ -208,7 +210,7 @@ class MemoryMonitor:
         self.tight = self.near_limit = False
         self._stage = ""
         self._peak, self._exact = 0, False
-        self._n_samples, self._keep_every, self._owner = 0, 1, 0
+        self._n_samples, self._keep_every, self._owner, self._sampled = 0, 1, 0, 0.0
         self._mark: int | None = None
         self._view: tracing.LiveView | None = None
         self._stop = threading.Event()
@@ -283,6 +285,7 @@ class MemoryMonitor:
                 self.trace = self.trace[::2]
                 self._keep_every *= 2
             self._n_samples += 1
+            self._sampled = time.perf_counter()
             if self._n_samples % self._keep_every == 0 or self.trace[-1][1] != self._stage:
                 self.trace.append((time.perf_counter() - self._start, self._stage, resident))
         return resident
@@ -323,7 +326,7 @@ class MemoryMonitor:
         MemoryBudgetError
             When 98 % of the limit was reached since entry.
         """
-        if self in _active:
+        if self in _active and time.perf_counter() - self._sampled > _FRESH:
             self.sample()
         if not self.near_limit:
             return

@@ -132,13 +132,16 @@ class Model:
             When it has no labels, or none of a known class.
         """
         if source.labels is None or source.classes_ is None:
-            raise DataError("labels are missing: evaluating needs a folder with one subfolder per class, or a file with labels")
+            raise DataError(
+                "labels are missing: evaluating needs a folder with one subfolder per class, a file with labels, or an array and y"
+            )
         same_kind = (source.classes_.dtype.kind == "U") == (self.classes_.dtype.kind == "U")
         key: Callable[[Any], Any] = (lambda value: value) if same_kind else str
         known = {key(value): code for code, value in enumerate(self.classes_.tolist())}
         codes = np.array([known.get(key(value), -1) for value in source.classes_.tolist()], np.int32)
         if (codes < 0).all():
-            raise DataError(f"no class of these images is one the model knows: it was trained on {list(self.classes_[:5])}...")
+            some = ", ".join(map(str, self.classes_[:5].tolist())) + (", ..." if len(self.classes_) > 5 else "")
+            raise DataError(f"no class of these images is one the model knows: it was trained on {some}")
         return codes[source.labels]
 
     def collect(

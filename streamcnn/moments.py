@@ -162,8 +162,9 @@ class Moments:
         mean = self.total / self.n
         diagonal = self.gram.diagonal().copy()
         check_squares(diagonal)
-        if few is not None and (found := pairs_of_few(few, self.mean, k)) is not None:
-            return found[0] / (self.n - 1), make_largest_positive(found[1])
+        if few is not None:
+            values, vectors = pairs_of_few(few, k)
+            return values / (self.n - 1), make_largest_positive(vectors)
         for start in range(0, d, _STRIP):
             stop = min(start + _STRIP, d)
             covariance = np.outer(self.total[start:stop], mean[:stop])

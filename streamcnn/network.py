@@ -190,8 +190,9 @@ class Network:
         bank, bias = bank.astype(np.float32), bias.astype(np.float32)
         missing = layer.n_filters - len(bank)
         if missing and g.kernel != (1, 1):  # single pixels have no contrast
+            n_windows = len(bank) - (layer.brightness and layer.patch_norm is not None)
             warnings.warn(
-                f"layer {number + 1}: images have {len(bank)} different windows of {g.kernel[0]} x {g.kernel[1]} that are not (nearly) "
+                f"layer {number + 1}: images have {n_windows} different windows of {g.kernel[0]} x {g.kernel[1]} that are not (nearly) "
                 f"constant, and {layer.n_filters} filters are to be made of them: the other {missing} are drawn at random; with more or "
                 f"larger images there are more windows",
                 stacklevel=2,

@@ -38,6 +38,8 @@ _BLOCK = 1024
 _FAINT = 0.01
 # the same without normalisation, of its mean square: what rounding makes of a constant window
 _ROUNDING = 1e-12
+# of the root mean square of pixels over deviations: what rounding to float32 makes of windows that are equally bright
+_FLOAT32 = 1e-6
 # of the square of a window's length: what is left of its distance to the mean by rounding
 _NO_DIRECTION = 1e-18
 # of the median variance of windows: the largest is 15 to 22 times it in CIFAR-10, in colour and grey, 51 times in Extended Yale B
@@ -97,7 +99,7 @@ def draw_patches(
     size = prod(filters_shape[1:])
     brightness = brightness and patch_norm is not None
     n_filters -= brightness
-    chosen, n_windows, bright = _Chosen(n_filters), 0, np.zeros(2)
+    chosen, n_windows, bright = _Chosen(n_filters), 0, np.zeros(4)
 
     def normalised() -> Iterator[np.ndarray]:
         nonlocal n_windows
@@ -108,7 +110,10 @@ def draw_patches(
             n_windows += len(windows)
             if brightness:
                 b = windows.mean(axis=1) / np.sqrt(contrast + patch_norm)
-                bright[:] += b.sum(), np.square(b).sum()
+                if n_windows == len(windows):
+                    bright[0] = b[0]  # near the mean, whose square would drown the deviation
+                b -= bright[0]
+                bright[1:] += b.sum(), np.square(b).sum(), (np.square(windows).mean(axis=1) / (contrast + patch_norm)).sum()
             yield _normalise(windows, patch_norm)
 
     block = np.empty((_BLOCK, size))
@@ -139,10 +144,11 @@ def draw_patches(
         filters = directions @ whiten
         bias = -(filters @ mean)
         if brightness:
-            mean_bright = bright[0] / n_windows
-            spread = np.sqrt(max(bright[1] / n_windows - mean_bright**2, 0.0))
+            first, total_bright, squares_bright, pixels = bright
+            mean_bright = first + total_bright / n_windows
+            spread = np.sqrt(max(squares_bright / n_windows - (total_bright / n_windows) ** 2, 0.0))
             size_of_others = np.sqrt(np.mean(np.sum(filters @ covariance * filters, axis=1))) if len(filters) else 1.0
-            weight = size_of_others / spread if spread > _ROUNDING * abs(mean_bright) else 0.0
+            weight = size_of_others / spread if spread > _FLOAT32 * np.sqrt(pixels / n_windows) else 0.0
             filters, bias = np.vstack([filters, np.full(size, weight / size)]), np.append(bias, -weight * mean_bright)
     return filters.reshape(-1, *filters_shape[1:]), bias, {"n_windows": n_windows}
 

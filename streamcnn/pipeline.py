@@ -71,7 +71,7 @@ class Report:
     reused: list[str] = field(default_factory=list)
     resumed: bool = False
     store_bytes: int = 0
-    trace: Trace | None = None
+    trace: Trace | None = field(default=None, repr=False)
 
 
 def digest_of(*parts: Any) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import mmap
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,12 @@ def resolve_shape(shape: tuple[int, ...], image_shape: tuple[int, ...] | None) -
         if asked and asked != found[: len(asked)]:
             raise DataError(f"image_shape is {asked} but the array holds images of shape {found}: leave image_shape out")
     height, width, channels = (int(size) for size in found)
+    if len(shape) == 4 and height in (1, 3) and min(width, channels) > 4:
+        warnings.warn(
+            f"images of shape {found} are read as {height} x {width} pixels of {channels} channels; if they are of {height} channels, as "
+            "PyTorch orders them, give images.transpose(0, 2, 3, 1)",
+            stacklevel=2,
+        )
     return height, width, channels
 
 

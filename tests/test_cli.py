@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,15 @@ def test_predict_and_evaluate_agree_with_fit_to_the_last_label(trained, tmp_path
     assert list(rows[0]) == ["index", "path", "label", "score"]
     assert [int(row["index"]) for row in rows] == list(range(200))
     assert np.mean([row["path"].split("/")[0] == row["label"] for row in rows]) == report["accuracy"]
+
+
+def test_images_of_unknown_classes_are_counted_aloud(trained, tmp_path, digits):
+    """They count as wrong, and a line says how many there are."""
+    folder, _, _ = trained
+    shutil.copytree(folder / "test", tmp_path / "t")
+    (tmp_path / "t" / "eleven").mkdir()
+    Image.fromarray(digits[0][0, :, :, 0]).save(tmp_path / "t" / "eleven" / "1.png")
+    assert "1 of 201 images are of classes that the model does not know" in run("evaluate", folder / "m.h5", tmp_path / "t").stderr
 
 
 def test_predict_runs_on_the_device_asked_for(trained, tmp_path, monkeypatch):
@@ -195,6 +205,8 @@ def test_plan_runs_nothing_and_shows_the_table(trained):
         (["evaluate", "{model}", "{none}"], "no such file or folder"),
         (["plan", "{uneven}"], "1.png: is 6 x 8 pixels (height x width) where the first image is 8 x 8"),
         (["predict", "{model}", "{uneven}"], "1.png: is 6 x 8 pixels (height x width) where the first image is 8 x 8"),
+        (["predict", "{model}", "{nan}", "--output", "{nan}"], "nan.npz, which is read: give another file name"),
+        (["fit", "{nan}", "--model", "{nan}"], "nan.npz, which is read: give another file name"),
         (["verify", "{none}"], "no such file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -5,6 +5,7 @@ import itertools
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -747,3 +748,13 @@ def test_paths_that_are_no_data(tmp_path):
         open_images(str(tmp_path / "a.csv"))
     with pytest.raises(ParameterError, match="on_error must be"):
         open_images(make_pixels(), on_error="ignore")
+
+
+def test_arrays_in_pytorchs_order_are_warned_of():
+    """Three rows of many columns and channels are more likely three channels; colour images and flat ones are not asked about."""
+    with pytest.warns(UserWarning, match=r"if they are of 3 channels, as PyTorch orders them, give images\.transpose\(0, 2, 3, 1\)"):
+        open_images(np.zeros((2, 3, 16, 16), np.uint8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for shape in ((2, 16, 16, 3), (2, 3, 16, 1), (2, 1, 16), (2, 5, 16, 16)):
+            open_images(np.zeros(shape, np.uint8))

@@ -98,8 +98,9 @@ def test_the_filter_of_brightness():
 def test_all_windows_equally_bright_make_no_noise_of_it():
     """Where brightness does not vary its filter answers nothing, instead of rounding."""
     image = np.tile(RNG.permutation(9).reshape(3, 3), (4, 4)).astype(np.uint8)[None, :, :, None]  # each window has all nine values
-    filters, bias, _ = draw(image, 5, (3, 3), brightness=True)
-    assert filters[:-1].any() and not filters[-1].any() and bias[-1] == 0
+    for values in (image, image * np.float32(0.1), (image - np.float32(4)) * np.float32(0.1) + np.float32(1e-8)):
+        filters, bias, _ = draw(values, 5, (3, 3), patch_norm=0.1, brightness=True)
+        assert filters[:-1].any() and not filters[-1].any() and bias[-1] == 0
 
 
 def test_little_regularisation_whitens():
