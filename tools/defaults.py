@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -107,13 +106,13 @@ def sets() -> Iterator[tuple[str, Callable[[], Set]]]:
         yield "faces, any light", lambda: faces(Path(folder))
 
 
-def accuracy(layer: ConvLayer, images: np.ndarray, labels: np.ndarray, n_train: int, **options: Any) -> float:
+def accuracy(layer: ConvLayer, images: np.ndarray, labels: np.ndarray, n_train: int) -> float:
     """Of the preset with this layer, in percent: mean over the splits."""
     found = []
     for seed in SEEDS:
         rows = np.random.default_rng(seed).permutation(len(images))
         train, test = rows[:n_train], rows[n_train:]
-        classifier = StreamCNNClassifier(layers=[layer], random_state=seed, **options).fit(images[train], labels[train])
+        classifier = StreamCNNClassifier(layers=[layer], random_state=seed).fit(images[train], labels[train])
         found.append(100 * classifier.score(images[test], labels[test]))
     return float(np.mean(found))
 

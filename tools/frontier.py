@@ -109,6 +109,7 @@ def draw(lines: list[dict[str, str]]) -> None:
     names = [name for name in DATA if any(line["data"] == name and line["accuracy"] for line in lines)]
     settings: Any = {"text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.edgecolor": _INK}
     with plt.rc_context(settings | {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        named: list[tuple[Any, list[tuple[tuple[float, float], str]]]] = []
         figure, axes = plt.subplots(2, len(names), figsize=(3.6 * len(names), 5.6), squeeze=False, sharey="col", layout="constrained")
         for column, name in enumerate(names):
             points = [line for line in lines if line["data"] == name and line["accuracy"]]
@@ -121,6 +122,7 @@ def draw(lines: list[dict[str, str]]) -> None:
                     chosen = [(place, p) for place, p in zip(at, points) if p["preset"] == preset]
                     if chosen:
                         ax.scatter(*zip(*(place for place, _ in chosen)), c=colour, marker=marker, s=36, label=preset, zorder=2)
+                named.append((ax, [(place, p["changed"].rsplit(" ", 1)[0]) for place, p in zip(at, points)]))
                 ax.set_xscale("log" if key == "seconds" else "linear")
                 ax.margins(0.18, 0.12)
                 ax.set_xlabel(label)
@@ -134,10 +136,8 @@ def draw(lines: list[dict[str, str]]) -> None:
         handles = {text: handle for ax in axes.flat for handle, text in zip(*ax.get_legend_handles_labels())}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
         figure.draw_without_rendering()  # where things stand is known from here on
-        for column, name in enumerate(names):
-            points = [line for line in lines if line["data"] == name and line["accuracy"]]
-            for ax, (key, unit) in zip(axes[:, column], (("seconds", 1), ("peak_bytes", 2**20))):
-                _name(ax, [((float(p[key]) / unit, 100 * float(p["accuracy"])), p["changed"].rsplit(" ", 1)[0]) for p in points])
+        for ax, texts in named:
+            _name(ax, texts)
         PICTURE.parent.mkdir(exist_ok=True)
         figure.savefig(file := io.BytesIO(), dpi=110, transparent=True)
         plt.close(figure)
