@@ -13,6 +13,8 @@ from streamcnn.memory import claims_table, format_bytes
 CHUNK_SIZES = (1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 # chunks leave a fifth of the limit unplanned, unless some stage takes more whatever the chunk
 COMFORT = 0.8
+# more images than 16 threads take in full vectors make nothing faster, so beyond them chunks grow only while they take little
+_ENOUGH_IMAGES, _LITTLE_BYTES = 256, 64 << 20
 # measured: what equal processes hold on entry differs by 1 MiB or less
 _ENTRY_SPREAD = 3 << 20
 
@@ -175,7 +177,8 @@ AnyPlan = TypeVar("AnyPlan", bound=MemoryPlan)
 def choose_chunk(limit: int, largest: int, build: Callable[[int], "AnyPlan"]) -> "AnyPlan":
     """The plan of the largest chunk, of about `largest` images at most, that fits.
 
-    Its peak is at most 80 % of the limit, or what the smallest chunk needs where that is more.
+    Its peak is at most 80 % of the limit, or what the smallest chunk needs where that is more; with more than 256 images also at most
+    64 MiB above that of the smallest.
 
     Raises
     ------
@@ -185,5 +188,6 @@ def choose_chunk(limit: int, largest: int, build: Callable[[int], "AnyPlan"]) ->
     smallest = build(CHUNK_SIZES[-1])
     smallest.check()
     allowed = max(COMFORT * limit, smallest.peak_bytes)
+    few = min(allowed, smallest.peak_bytes + _LITTLE_BYTES)
     plans = (build(chunk) for chunk in CHUNK_SIZES if chunk < 2 * largest)
-    return next(made for made in plans if made.peak_bytes <= allowed)
+    return next(made for made in plans if made.peak_bytes <= (few if made.chunk_size > _ENOUGH_IMAGES else allowed))

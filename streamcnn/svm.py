@@ -210,7 +210,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             classes, codes = _encode(y)
             if len(classes) < 2:
                 raise DataError(f"y must hold at least 2 classes, got 1 class: {classes.tolist()[0]!r}")
-            kernel = resolve_kernel(self.kernel, n_rows, len(classes))
+            kernel = resolve_kernel(self.kernel, n_rows, len(classes), source.n_features)
             scale = float(1 / np.sqrt(mean_square)) if mean_square > 0 else 1.0
             if not 0 < scale <= float(np.finfo(dtype).max):
                 raise DataError(f"X must have a mean squared row norm that can be divided by, got {mean_square:.3g}; rescale X")

@@ -77,15 +77,22 @@ def test_chunks_are_the_largest_below_four_fifths_of_the_limit(data):
         sizes.append(made.chunk_size)
         larger = made_up(limit, CHUNK_SIZES[max(0, CHUNK_SIZES.index(made.chunk_size) - 1)])
         assert made.peak_bytes <= 0.8 * made.limit or made.chunk_size == 1
-        assert larger.peak_bytes > 0.8 * made.limit or larger.chunk_size == made.chunk_size
+        assert larger.peak_bytes > 0.8 * made.limit or made.chunk_size == 256
     assert sizes == sorted(sizes)
     assert sizes[0] == 1
-    assert sizes[-1] == 1024
+    assert sizes[-1] == 256
 
 
-def made_up(limit, chunk):
-    """A plan that holds 300 MiB and one MiB an image."""
-    return MemoryPlan(limit * MIB, {"already in use": 300 * MIB}, chunk, [StagePlan("extract", {"pixels": chunk * MIB})])
+@pytest.mark.parametrize(("image", "chunk"), [(MIB, 256), (MIB // 6, 256), (MIB // 10, 512), (MIB // 20, 1024)])
+def test_memory_is_not_taken_only_because_it_is_there(image, chunk):
+    """More than 256 images are a chunk where they take 64 MiB at most."""
+    made = choose_chunk(2**40, 10**6, lambda chunk: made_up(2**20, chunk, image))
+    assert made.chunk_size == chunk
+
+
+def made_up(limit, chunk, image=MIB):
+    """A plan that holds 300 MiB and so much an image."""
+    return MemoryPlan(limit * MIB, {"already in use": 300 * MIB}, chunk, [StagePlan("extract", {"pixels": chunk * image})])
 
 
 def test_chunks_take_seconds_and_not_minutes():
