@@ -458,7 +458,7 @@ def test_row_hash_is_fixed_for_ever():
 
 # -- limits and errors ---------------------------------------------------------------------------------------------------
 def test_auto_goes_by_sizes_alone():
-    """rbf up to 20,000 rows and 100 classes; Nystroem features of it up to 100,000 rows of 2,048, or where rbf is asked for; else linear."""
+    """rbf up to 20,000 rows and 100 classes; Nystroem features up to 100,000 rows of 2,048, or where rbf is asked for; else linear."""
     assert resolve_kernel("auto", 20_000, 100, 5000) == "rbf"
     assert resolve_kernel("auto", 20_001, 100, 2048) == resolve_kernel("auto", 100_000, 2, 3) == "nystroem"
     for beyond in ((100_001, 2, 3), (50_000, 101, 3), (20_001, 2, 2049), (500, 101, 3)):
