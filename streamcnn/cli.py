@@ -10,11 +10,14 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from streamcnn.errors import StreamCNNError
 
 Command = Callable[[argparse.Namespace], dict[str, Any]]
+# where commands are that are not in `commands`
+_MODULES = dict.fromkeys(("verify", "info", "report"), "upkeep") | dict.fromkeys(("demo", "reproduce", "bench", "warmup"), "tryouts")
 
 
 def _common(parser: argparse.ArgumentParser, *, training: bool = False, data: bool = True) -> None:
@@ -147,10 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("streamcnn").setLevel(logging.INFO)
     try:
         # numba and scikit-learn take a second to import, which --help should not
-        from streamcnn import commands
         from streamcnn.progress import interruptible
 
-        command: Command = getattr(commands, parsed.command)
+        command: Command = getattr(import_module(f"streamcnn.{_MODULES.get(parsed.command, 'commands')}"), parsed.command)
         with interruptible(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             result = command(parsed)

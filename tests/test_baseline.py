@@ -10,7 +10,7 @@ from PIL import Image
 
 from streamcnn import baseline, cnn, reproduce
 from streamcnn.cli import main
-from streamcnn.commands import RESULT_KEYS
+from streamcnn.commandparts import RESULT_KEYS
 from streamcnn.errors import StreamCNNError
 from streamcnn.images import open_images
 from streamcnn.kernels import get_kernels

@@ -18,7 +18,7 @@ from PIL import Image
 
 from streamcnn import kernels, load_model
 from streamcnn.cli import main
-from streamcnn.commands import RESULT_KEYS
+from streamcnn.commandparts import RESULT_KEYS
 
 FIT = ["--memory-limit", "1GiB", "--seed", "3"]
 

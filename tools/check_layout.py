@@ -21,7 +21,8 @@ rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection
  presets planning stages plan features progress runrecord pipeline model fitting adding evaluate
  convfeatures candidates search estimators demo
  warmup reproduce timing cnn baseline gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench
- displays.base displays.fitted displays.runs displays.results displays recipe page report commands cli __init__ __main__
+ displays.base displays.fitted displays.runs displays.results displays recipe page report
+ commandparts commands upkeep tryouts cli __init__ __main__
 """.split()
 
 

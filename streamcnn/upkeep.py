@@ -1,0 +1,124 @@
+"""Commands about a finished store or model: check, describe and report; each returns its JSON object."""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from streamcnn.commandparts import memory_facts, open_data, say
+from streamcnn.errors import FileError, StoreError
+from streamcnn.evaluate import Tested, plan_testing, run_testing
+from streamcnn.files import check_output_file, replacing
+from streamcnn.memory import MemoryMonitor, format_bytes, resolve_limit
+from streamcnn.model import load_model
+from streamcnn.planning import MemoryPlan, StagePlan, added
+from streamcnn.progress import Progress
+from streamcnn.store import KINDS, FeatureStore, way_out
+from streamcnn.system import resident_bytes
+from streamcnn.threads import resolve_n_jobs
+
+
+def verify(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn verify PATH`."""
+    path, limit = Path(args.path), resolve_limit(args.memory_limit)
+    store = FeatureStore(path) if path.is_dir() else None
+    claims, model = ({}, path) if store is None else (store.verify_bytes(), path / "model.h5")
+    if model.is_file():  # the arrays, and what is made of them
+        claims = added(claims, {"model": 2 * model.stat().st_size})
+    plan = _plan_reading(limit, claims)
+    with MemoryMonitor(limit) as monitor, monitor.stage("verify", plan.peak_bytes):
+        if store is not None:
+            problems = store.verify(limit)
+            if model.exists():
+                try:
+                    load_model(model, limit)
+                except FileError as error:
+                    problems.append(f"model.h5: {error}; {way_out('stage')}")
+            shards = sum(len(store.shards(kind)) for kind in KINDS)
+            result: dict[str, Any] = {"path": args.path, "kind": "store", "ok": not problems, "problems": problems, "shards": shards}
+            checked = f"{shards} shards"
+        else:
+            load_model(path, limit)
+            result = {"path": args.path, "kind": "model", "ok": True, "problems": [], "shards": None}
+            checked = "model"
+    result |= memory_facts(monitor, plan)
+    if problems := result["problems"]:
+        if args.json:
+            sys.stdout.write(json.dumps(result) + "\n")
+        raise FileError(f"{path} is damaged: " + "; ".join(problems))
+    say(f"{path}: {checked} checked, all well")
+    return result
+
+
+def report(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn report STORE`."""
+    from streamcnn.drawing import require_matplotlib
+    from streamcnn.report import build_report, reading_claims
+
+    require_matplotlib()  # before the plan is made, whose first item is what the process holds
+    start = time.perf_counter()
+    path, limit, n_jobs = Path(args.store), resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
+    output = Path(args.output) if args.output else Path(f"{path.resolve()}.html")
+    check_output_file(output, "--output")
+    store, tested = FeatureStore(path), None
+    plan = _plan_reading(limit, reading_claims(store), "report")
+    with MemoryMonitor(limit) as monitor:
+        if args.test is not None:
+            tested, plan = _test(args, store, plan.stage("report"), limit, n_jobs, monitor)
+        with monitor.stage("report", plan.planned("report")):
+            text, pictures, left_out = build_report(store, tested, args.test)
+            with replacing(output) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    for note in left_out:
+        say(f"left out: {note}")
+    say(f"{output}: {len(pictures)} pictures, {format_bytes(output.stat().st_size)}")
+    result = {"path": args.store, "output": str(output), "bytes": output.stat().st_size, "pictures": pictures, "left_out": left_out}
+    result |= {name: None if tested is None else tested.measured[name] for name in ("accuracy", "n_test")}
+    return result | {"seconds": time.perf_counter() - start} | memory_facts(monitor, plan)
+
+
+def _test(
+    args: argparse.Namespace, store: FeatureStore, after: StagePlan, limit: int, n_jobs: int, monitor: MemoryMonitor
+) -> tuple[Tested, MemoryPlan]:
+    """How the store's model does on `--test`, and the plan of that and of the stage `after` it, which the kernels stay loaded in."""
+    if not (store.path / "model.h5").is_file():
+        raise StoreError(f"{store.path} holds no finished model for --test: let the fit go on with --resume, or leave --test out")
+    model = load_model(store.path / "model.h5", limit)
+    with open_data(args, args.test, True, model.reading_shape) as source:
+        plan = plan_testing(model, source, n_jobs, limit, args.device)
+        plan = replace(plan, stages=[replace(plan.stages[0], name="evaluate"), after])
+        plan.check()
+        with monitor.stage("evaluate", plan.planned("evaluate")), Progress(1, monitor).bar("evaluate", source.n_samples) as update:
+            return run_testing(model, source, plan.chunk_size, n_jobs, args.device, update, monitor), plan
+
+
+def _plan_reading(limit: int, claims: dict[str, int] | None = None, stage: str = "verify") -> MemoryPlan:
+    """The plan of reading a store with these claims, or a small model; what is larger is refused when its size is seen."""
+    reading = StagePlan(stage, added({"small files": 16 << 20}, claims or {}))
+    plan = MemoryPlan(limit, {"already in use": resident_bytes()}, 1, [reading])
+    plan.check()
+    return plan
+
+
+def info(args: argparse.Namespace) -> dict[str, Any]:
+    """`streamcnn info PATH`."""
+    path, limit = Path(args.path), resolve_limit(args.memory_limit)
+    _plan_reading(limit)
+    if path.is_dir():
+        store = FeatureStore(path)
+        stages = [entry["stage"] for entry in store.entries if "stage" in entry]
+        result: dict[str, Any] = {"kind": "store", "n_rows": store.n_rows, "n_features": store.n_features, "bytes": store.nbytes}
+        result |= {"stages": stages, **{name: store.config.get(name) for name in ("parameters", "source", "bad_files", "versions")}}
+    else:
+        model = load_model(path, limit)
+        result = {"kind": "model", "image_shape": list(model.image_shape), "classes": model.classes_.tolist(), **model.header}
+        layers = [{"filters": list(f.shape), **i} for f, i in zip(model.network.filters, model.network.info)]
+        result |= {"network": layers, "n_features": model.network.n_features, "bytes": path.stat().st_size}
+        result["C"], result["gamma"] = model.svm.C_, model.svm.gamma_
+    result["path"] = args.path
+    for name, value in result.items():
+        say(f"{name:<14} {json.dumps(value, default=str)}")
+    return result
