@@ -1,6 +1,7 @@
 """What a search tries: presets and sizes, how each has fared, and the table of that."""
 
 import re
+import textwrap
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ class Trial:
     """A fit on a part of the data: its images, accuracy on those held out, seconds of each stage, whether its SVM is an exact RBF one."""
 
     n_images: int
+    n_held_out: int
     accuracy: float
     stage_seconds: dict[str, float]
     rbf: bool
@@ -71,12 +73,15 @@ class Candidate:
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each trial, and one for why it is out."""
-        head, empty = {"preset": self.preset, "parameters": self.parameters}, dict.fromkeys(("n_images", "accuracy", "seconds", "skipped"))
-        rows = [head | empty | {"n_images": t.n_images, "accuracy": t.accuracy, "seconds": t.seconds} for t in self.trials]
+        facts = ("n_images", "n_held_out", "accuracy", "seconds")
+        head, empty = {"preset": self.preset, "parameters": self.parameters}, dict.fromkeys((*facts, "skipped"))
+        rows = [head | empty | {name: getattr(trial, name) for name in facts} for trial in self.trials]
         return rows + ([head | empty | {"skipped": self.skipped}] if self.skipped is not None else [])
 
 
-HEAD = f"{'preset':<8} {'changed':<30} {'images':>7} {'held out':>9} {'seconds':>8}"
+HEAD = f"{'preset':<8} {'changed':<30} {'images':>7} {'held out':>9} {'accuracy':>9} {'seconds':>8}"
+# characters of a reason in the table; the JSON object has all of it
+_REASON = 72
 
 
 @dataclass(repr=False)
@@ -90,7 +95,8 @@ class Search:
     keywords : dict
         The same for the estimator: `StreamCNNClassifier(**found.keywords)`.
     result : dict
-        As JSON: what was `chosen`, all that was `tried`, `seconds`, `planned_peak_bytes` (the largest) and `reused`.
+        As JSON: what was `chosen`, among how many it was `compared`, all that was `tried`, `seconds`, `planned_peak_bytes` (the largest)
+        and `reused`.
     verdict : str
         What was chosen, in a sentence.
     """
@@ -106,8 +112,9 @@ class Search:
 
     @property
     def verdict(self) -> str:
-        chosen = self.result["chosen"]
-        return f"chosen: {chosen['preset']} ({_changed(chosen)}), {100 * chosen['accuracy']:.2f} % of the held-out images"
+        chosen, n = self.result["chosen"], self.result["compared"]
+        how = f"chosen of {n} tried" if n > 1 else "taken without comparison, as nothing else was tried"
+        return f"{how}: {chosen['preset']} ({_changed(chosen)}), {100 * chosen['accuracy']:.2f} % of {chosen['n_held_out']} held-out images"
 
 
 def _changed(row: dict[str, Any]) -> str:
@@ -117,9 +124,9 @@ def _changed(row: dict[str, Any]) -> str:
 def line(row: dict[str, Any]) -> str:
     """A row of the table for people."""
     if row["skipped"] is None:
-        rest = f"{row['n_images']:>7} {100 * row['accuracy']:>7.2f} % {row['seconds']:>8.1f}"
+        rest = f"{row['n_images']:>7} {row['n_held_out']:>9} {100 * row['accuracy']:>7.2f} % {row['seconds']:>8.1f}"
     else:
-        rest = f"left out: {row['skipped']}"
+        rest = f"left out: {textwrap.shorten(row['skipped'], _REASON, placeholder=' ...')}"
     return f"{row['preset']:<8} {_changed(row):<30} {rest}"
 
 
@@ -143,13 +150,16 @@ def ladder(preset: str | None = None, n_jobs: int = 1, seed: int = 0, **paramete
     them."""
     if preset is not None:
         resolve_settings(preset)  # refuses an unknown one
+    given = {name: value for name, value in parameters.items() if value is not None}
     found: list[Candidate] = []
     for name, sizes, others in LADDER:
         if preset not in (None, name):
             continue
         layers = {"layers": tuple(replace(layer, **sizes) for layer in PRESETS[name]["layers"])} if sizes else {}
-        keywords = {"preset": name, **layers, **others} | {key: value for key, value in parameters.items() if value is not None}
+        keywords = {"preset": name, **layers, **others} | given
         settings = resolve_settings(n_jobs=n_jobs, seed=seed, **keywords)
         if all(settings != other.settings for other in found):  # `parameters` may take away what makes the difference
-            found.append(Candidate(name, sizes | others, keywords, settings))
+            changed = {} if "layers" in given else sizes
+            changed = changed | {key: value for key, value in others.items() if key not in given}
+            found.append(Candidate(name, changed, keywords, settings))
     return found

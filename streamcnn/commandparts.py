@@ -53,7 +53,9 @@ def parameters_of(args: argparse.Namespace) -> dict[str, Any]:
             values[name] = getattr(args, name)
         values |= {"C": _number("--C", args.C), "gamma": _number("--gamma", args.gamma)}
         words = {"auto": "auto", "yes": True, "no": False}
-        values["keep_features"], values["mirror"] = words[args.keep_features], words[args.mirror]
+        values["keep_features"] = words[args.keep_features]
+        # None, as a word would stand above what a search varies
+        values["mirror"] = None if args.mirror == "auto" else words[args.mirror]
     if not 0 <= args.seed < 2**32:
         raise ParameterError(f"--seed must be a whole number from 0 to 2**32 - 1, got {args.seed}")
     return values | {"n_jobs": resolve_n_jobs(args.threads), "seed": args.seed}

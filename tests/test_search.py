@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_cli import result, run
 
-from streamcnn import ConvLayer, FeatureStore, StreamCNNClassifier, candidates, commands, load_model, open_images, search
+from streamcnn import ConvLayer, FeatureStore, StreamCNNClassifier, candidates, cli, commandparts, commands, load_model, open_images, search
 from streamcnn.candidates import Candidate, Trial, ladder, parse_seconds
 from streamcnn.errors import DataError, MemoryBudgetError, ParameterError
 from streamcnn.layers import layer_to_dict
@@ -43,7 +43,7 @@ def faked(monkeypatch):
             accuracy, cost = facts[settings.preset]
             took = cost * train.n_samples / 1000
             clock[0] += took
-            return Trial(train.n_samples, accuracy, {"extract": took, "svm": 0.0}, False), 7
+            return Trial(train.n_samples, held.n_samples, accuracy, {"extract": took, "svm": 0.0}, False), 7
 
         monkeypatch.setattr(search, "_try", try_)
 
@@ -87,7 +87,7 @@ def test_expected_seconds():
     """A fit of all images is expected on the line through two trials, convolving's slope at the least, an exact RBF SVM's square on top."""
 
     def of(*trials):
-        return Candidate("fast", {}, {}, None, [Trial(n, 0.5, stages, rbf) for n, stages, rbf in trials]).expected_seconds(10_000)
+        return Candidate("fast", {}, {}, None, [Trial(n, 0, 0.5, stages, rbf) for n, stages, rbf in trials]).expected_seconds(10_000)
 
     assert of() == 0
     # 5 s whatever the number of images, and 1 s for each 1,000
@@ -110,6 +110,10 @@ def test_the_ladder_has_every_preset_and_keeps_what_is_asked_for():
     assert {c.settings.C for c in ladder(C=7.0)} == {7.0}
     assert {c.preset for c in ladder("patches")} == {"patches"}
     assert len(ladder("fast", layers=ConvLayer(3))) == 1
+    assert [c.parameters for c in ladder("patches", mirror=True)] == [{"n_filters": n} for n in (400, 800, 1600)]
+    arguments = cli.build_parser().parse_args(["fit", "d", "--model", "m.h5", "--preset", "patches"])
+    mirrored = [c.settings.mirror for c in ladder("patches", **commandparts.parameters_of(arguments))]
+    assert mirrored == [False, True, False, True, False, True]
     with pytest.raises(ParameterError, match="preset must be one of"):
         ladder("slow")
 
@@ -119,7 +123,8 @@ def test_halving(faked):
     found, tried = faked(20_000, 1e6, {"a": (0.5, 1), "b": (0.9, 1), "c": (0.7, 1), "d": (0.8, 1)})
     assert tried == [("a", 800), ("b", 800), ("c", 800), ("d", 800), ("b", 3200), ("d", 3200), ("b", 12800)]
     assert found.settings.preset == "b"
-    assert found.result["chosen"] == {"preset": "b", "parameters": {}, "accuracy": 0.9}
+    assert found.result["chosen"] == {"preset": "b", "parameters": {}, "accuracy": 0.9, "n_held_out": 3200}
+    assert found.verdict == "chosen of 4 tried: b (as it is), 90.00 % of 3200 held-out images"
     assert [row["n_images"] for row in found.result["tried"] if row["preset"] == "b"] == [800, 3200, 12800]
     assert found.result["planned_peak_bytes"] == 7
 
@@ -146,13 +151,14 @@ def test_what_would_not_end_in_time_is_left_out(faked):
 def test_the_search_ends_in_time(faked):
     """No trial starts that would end after its sample's share of half the time, but for the first; at worst the quickest is kept."""
     found, tried = faked(3000, 10, {"a": (0.5, 1), "b": (0.6, 1), "c": (0.7, 1), "d": (0.8, 1), "e": (0.9, 1)})
-    # 2.4 s each, of 5 s: the third has begun, as nothing was known of it
-    assert [name for name, _ in tried] == ["a", "b", "c"]
-    assert [row["skipped"] for row in found.result["tried"] if row["preset"] == "d"] == ["no time left to try it on 2400 images"]
-    assert found.settings.preset == "c"
+    # 2.4 s each, of 5 s: nothing is known of the third, but that it takes as long as the first
+    assert [name for name, _ in tried] == ["a", "b"]
+    assert [row["skipped"] for row in found.result["tried"] if row["preset"] == "c"] == ["no time left to try it on 2400 images"]
+    assert found.settings.preset == "b"
     found, tried = faked(3000, 1e-7, {"a": (0.5, 1), "b": (0.6, 1)})
     assert tried == [("a", 2400)]
     assert found.settings.preset == "a"
+    assert found.verdict == "taken without comparison, as nothing else was tried: a (as it is), 50.00 % of 600 held-out images"
 
 
 def test_what_does_not_fit_is_skipped_and_said_so(faked):
@@ -162,6 +168,14 @@ def test_what_does_not_fit_is_skipped_and_said_so(faked):
     assert [row["skipped"] for row in found.result["tried"]] == [None, "memory_limit is too small"]
     with pytest.raises(MemoryBudgetError, match="too small"):
         faked(2000, 1e6, {"a": (0.5, 1)}, unfit=("a",))
+
+
+def test_a_long_reason_is_one_short_line_of_the_table():
+    """The table shortens it, the JSON object has all of it."""
+    row = Candidate("a", {}, {}, None, [], "too " + "large " * 50).rows()[0]
+    assert len(candidates.line(row)) < 140
+    assert candidates.line(row).endswith(" ...")
+    assert len(row["skipped"]) > 300
 
 
 def test_all_images_are_planned_first(some, monkeypatch):
@@ -196,7 +210,7 @@ def test_a_trial_is_the_fit_of_its_rows(some, digits, monkeypatch):
     images, labels = digits
     classifier = StreamCNNClassifier(**found.keywords).fit(images[rows[~held_out]], labels[rows[~held_out]])
     accuracy = classifier.score(images[rows[held_out]], labels[rows[held_out]])
-    assert found.result["chosen"] == {"preset": "fast", "parameters": {"n_filters": 8}, "accuracy": accuracy}
+    assert found.result["chosen"] == {"preset": "fast", "parameters": {"n_filters": 8}, "accuracy": accuracy, "n_held_out": held_out.sum()}
     without_time = [[{**row, "seconds": 0} for row in f.result["tried"]] for f in (found, again)]
     assert without_time[0] == without_time[1]
     assert "kernel_size of 5 x 5 is larger" in str(found).splitlines()[-2]
@@ -225,7 +239,7 @@ def test_fit_searches_once(digits, tmp_path, monkeypatch):
     assert report["search"]["reused"]
     assert "finished before" in done.stderr
     assert report["search"]["chosen"]["parameters"] == {"n_filters": 8}
-    assert {"preset", "parameters", "n_images", "accuracy", "seconds", "skipped"} == set(report["search"]["tried"][0])
+    assert {"preset", "parameters", "n_images", "n_held_out", "accuracy", "seconds", "skipped"} == set(report["search"]["tried"][0])
     assert not report["resumed"]
     (chosen,) = [c for c in ladder(n_jobs=1) if c.parameters == {"n_filters": 8}]
     model = load_model(tmp_path / "m.h5")
