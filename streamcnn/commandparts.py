@@ -109,9 +109,19 @@ def memory_facts(monitor: MemoryMonitor, plan: MemoryPlan) -> dict[str, Any]:
     }
 
 
+def svm_line(svm: dict[str, Any]) -> str:
+    """`Model.svm_facts` for people."""
+    gamma = "" if svm["gamma"] is None else f", gamma {svm['gamma']:.4g}"
+    accuracy = svm["held_out_accuracy"]
+    chosen = "" if accuracy is None else f"; {100 * accuracy:.2f} % of the training images held out to choose"
+    return f"{svm['kernel']}, C {svm['C']:.4g}{gamma}{chosen}"
+
+
 def say_result(result: dict[str, Any]) -> None:
     if result["accuracy"] is not None and not isinstance(result["accuracy"], dict):
         say(f"accuracy        {100 * result['accuracy']:.2f} % on {result['n_test']} images")
+    if (svm := result.get("svm")) is not None:
+        say(f"SVM             {svm_line(svm)}")
     if result["seconds"] is not None:
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in (result["stage_seconds"] or {}).items())
         say(f"seconds         {result['seconds']:.1f} ({stages})")

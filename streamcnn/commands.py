@@ -116,6 +116,7 @@ def run_fit(
         n_jobs=settings.n_jobs,
         resumed=report.resumed,
         model=None if model_path is None else str(model_path),
+        svm=model.svm_facts(),
         reused=report.reused,
         skipped=[list(map(str, bad)) for bad in source.bad_files],
     )

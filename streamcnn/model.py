@@ -265,6 +265,13 @@ class Model:
             "SVM": self.svm.kernel_,
         }
 
+    def svm_facts(self) -> dict[str, Any]:
+        """Of the SVM as JSON: kernel, C, gamma (None with the linear one), and the accuracy on the training images that were held out to
+        choose these, None where they were given or there were too few images to choose."""
+        svm, gamma = self.svm, None if self.svm.kernel_ == "linear" else self.svm.gamma_
+        accuracy = svm.selection_.get(svm.C_ if gamma is None else (svm.C_, gamma))
+        return {"kernel": svm.kernel_, "C": svm.C_, "gamma": gamma, "held_out_accuracy": accuracy}
+
     def __repr__(self) -> str:
         return f"Model({', '.join(f'{name}: {value}' for name, value in self.facts().items())})"
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from streamcnn.commandparts import memory_facts, open_data, say
+from streamcnn.commandparts import memory_facts, open_data, say, svm_line
 from streamcnn.errors import FileError, StoreError
 from streamcnn.evaluate import Tested, plan_testing, run_testing
 from streamcnn.files import check_output_file, replacing
 from streamcnn.memory import MemoryMonitor, format_bytes, resolve_limit
-from streamcnn.model import load_model
+from streamcnn.model import Model, load_model
 from streamcnn.planning import MemoryPlan, StagePlan, added
 from streamcnn.progress import Progress
 from streamcnn.store import KINDS, FeatureStore, way_out
@@ -107,6 +107,7 @@ def info(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn info PATH`."""
     path, limit = Path(args.path), resolve_limit(args.memory_limit)
     _plan_reading(limit)
+    model = None
     if path.is_dir():
         store = FeatureStore(path)
         stages = [entry["stage"] for entry in store.entries if "stage" in entry]
@@ -117,8 +118,22 @@ def info(args: argparse.Namespace) -> dict[str, Any]:
         result = {"kind": "model", "image_shape": list(model.image_shape), "classes": model.classes_.tolist(), **model.header}
         layers = [{"filters": list(f.shape), **i} for f, i in zip(model.network.filters, model.network.info)]
         result |= {"network": layers, "n_features": model.network.n_features, "bytes": path.stat().st_size}
-        result["C"], result["gamma"] = model.svm.C_, model.svm.gamma_
+        result |= model.svm_facts()
+        result["n_components"] = None if model.pca is None else model.pca.n_components_
     result["path"] = args.path
-    for name, value in result.items():
-        say(f"{name:<14} {json.dumps(value, default=str)}")
+    for name, value in (result if model is None else _model_lines(model, result)).items():
+        say(f"{name:<14} {value if isinstance(value, str) else json.dumps(value, default=str)}")
     return result
+
+
+def _model_lines(model: Model, result: dict[str, Any]) -> dict[str, Any]:
+    """What `info` says of a model to people; all of it is in the JSON object."""
+    settings, components = model.header["settings"], result["n_components"]
+    lines = {"kind": "model"} | model.facts() | {"SVM": svm_line(model.svm_facts())}
+    lines |= {"n_components": "none, without PCA" if components is None else str(components)}
+    lines |= {name: str(settings[name]) for name in ("seed", "device", "n_jobs") if name in settings}
+    lines |= {"pixels": f"{result['pixels']}, features {result['feature_dtype']}"}
+    versions = result.get("versions")
+    if isinstance(versions, dict):
+        lines["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return lines | {"size": format_bytes(result["bytes"]), "path": result["path"]}

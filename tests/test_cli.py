@@ -76,6 +76,24 @@ def test_fit_reports_every_key(trained):
     assert "peak memory" in done.stderr
 
 
+def test_what_was_chosen_is_said(trained, tmp_path):
+    """fit and info tell kernel, C and gamma, and the accuracy on the held-out images by which they were chosen; given ones have none."""
+    folder, report, done = trained
+    svm = load_model(folder / "m.h5").svm
+    accuracy = max(svm.selection_.values())
+    assert report["svm"] == {"kernel": "rbf", "C": svm.C_, "gamma": svm.gamma_, "held_out_accuracy": accuracy}
+    line = f"rbf, C {svm.C_:g}, gamma {svm.gamma_:g}; {100 * accuracy:.2f} % of the training images held out to choose"
+    assert line in done.stderr
+    described = run("info", folder / "m.h5", "--json")
+    assert line in described.stderr
+    assert "n_components   " in described.stderr
+    assert max(map(len, described.stderr.splitlines())) < 160
+    assert report["svm"].items() <= result(described).items()
+    run("fit", folder / "train", "--model", tmp_path / "m.h5", "--kernel", "linear", "--C", "2", *FIT)
+    given = json.loads(run("info", tmp_path / "m.h5", "--json").stdout, parse_constant=pytest.fail)
+    assert (given["kernel"], given["C"], given["gamma"], given["held_out_accuracy"]) == ("linear", 2.0, None, None)
+
+
 def test_predict_and_evaluate_agree_with_fit_to_the_last_label(trained, tmp_path):
     """The saved model predicts exactly what fit --test counted."""
     folder, report, _ = trained
