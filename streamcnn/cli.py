@@ -44,6 +44,11 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--C", metavar="X", help='SVM penalty: a number or "auto"')
     group.add_argument("--gamma", metavar="X", help='RBF width: a number, "auto" or "scale"')
     group.add_argument("--class-weight", choices=["balanced"], help="weigh classes by their frequency")
+    group.add_argument(
+        "--probability",
+        action="store_true",
+        help="train twice, the first time with images held out to calibrate on: the score of predict is then a probability",
+    )
     group.add_argument("--feature-dtype", metavar="NAME", help="float16 or float32")
     group.add_argument("--mirror", choices=["auto", "yes", "no"], default="auto", help="whether an image and its mirror image are the same")
     group.add_argument(
@@ -89,7 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
     _common(fit, training=True)
     _model_options(fit)
 
-    predict = add("predict", "label images with a model: CSV of index, path, label, score")
+    predict = add(
+        "predict",
+        "label images with a model: CSV of index, path, label, score; after fit --probability the score is the label's probability",
+    )
     predict.add_argument("model")
     predict.add_argument("data", help="images with or without labels, a flat folder, or one image")
     predict.add_argument("--output", metavar="FILE.csv", help="write there instead of to standard output")

@@ -49,7 +49,7 @@ def parameters_of(args: argparse.Namespace) -> dict[str, Any]:
             components = None if components == "none" else int(components)
         if args.n_components is not None:
             values["n_components"] = components
-        for name in ("pca_solver", "kernel", "n_landmarks", "class_weight", "feature_dtype"):
+        for name in ("pca_solver", "kernel", "n_landmarks", "class_weight", "probability", "feature_dtype"):
             values[name] = getattr(args, name)
         values |= {"C": _number("--C", args.C), "gamma": _number("--gamma", args.gamma)}
         words = {"auto": "auto", "yes": True, "no": False}

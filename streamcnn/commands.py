@@ -204,6 +204,7 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
         "n_jobs": n_jobs,
         "model": args.model,
         "output": args.output,
+        "score": "probability" if model.svm.probability else "decision",
         "skipped": [list(map(str, bad)) for bad in source.bad_files],
     }
 
@@ -214,6 +215,8 @@ def _write_predictions(model: Model, source: ImageSource, chunk: int, n_jobs: in
     with Progress(1, monitor).bar("predict", source.n_samples) as update:
         for start, decisions in model.decisions(source, chunk, n_jobs, device, update, monitor):
             codes = model.labels_of(decisions)
+            if model.svm.probability:
+                decisions = model.svm.probabilities(decisions)
             scores = np.abs(decisions) if decisions.ndim == 1 else decisions[np.arange(len(codes)), codes]
             for i, (code, score) in enumerate(zip(codes, scores), start=start):
                 writer.writerow([i, source.name_of(i), model.classes_[code], f"{score:.6g}"])

@@ -13,7 +13,7 @@ _FLAGS |= {"C": "--C", "gamma": "--gamma", "class_weight": "--class-weight", "fe
 _FLAGS |= {"mirror": "--mirror", "keep_features": "--keep-features", "device": "--device", "n_jobs": "--threads", "seed": "--seed"}
 # on these the bits depend, whatever their defaults are on another machine
 _ALWAYS = ("device", "n_jobs", "seed")
-_ONLY_PYTHON = ("layers", "preprocess", "probability")
+_ONLY_PYTHON = ("layers", "preprocess")
 
 
 def changed(config: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +62,8 @@ def command_line(config: dict[str, Any], opened_with: dict[str, Any], limit: str
     for name, value in different.items():
         if name in _FLAGS and value != "auto":
             words += [_FLAGS[name], _word(name, value)]
+    if different.get("probability"):
+        words.append("--probability")
     if "image_shape" in opened_with:
         words += ["--image-size", "x".join(map(str, opened_with["image_shape"]))]
     for key in ("images_key", "labels_key"):

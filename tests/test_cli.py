@@ -128,6 +128,22 @@ def test_predict_runs_on_the_device_asked_for(trained, tmp_path, monkeypatch):
     assert 'device "cuda" is not there' in run("predict", folder / "m.h5", folder / "test", "--device", "cuda", code=1).stderr
 
 
+def test_probabilities_are_scores(trained, tmp_path):
+    """fit --probability makes the scores of predict the probabilities that Python gives; without it they are decisions, and it says so."""
+    folder, _, _ = trained
+    run("fit", folder / "train", "--model", tmp_path / "m.h5", "--probability", *FIT)
+    for model, kind in ((tmp_path / "m.h5", "probability"), (folder / "m.h5", "decision")):
+        done = result(run("predict", model, folder / "test", "--output", tmp_path / "p.csv", "--json"))
+        assert done["score"] == kind
+        with (tmp_path / "p.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0]) == ["index", "path", "label", "score"]
+        loaded = load_model(model)
+        values = loaded.predict_proba(folder / "test") if kind == "probability" else loaded.decision_function(folder / "test")
+        np.testing.assert_allclose([float(row["score"]) for row in rows], values.max(axis=1), rtol=1e-5)
+        assert [row["label"] for row in rows] == loaded.classes_[values.argmax(axis=1)].tolist()
+
+
 def test_predict_takes_one_image_a_flat_folder_and_arrays(trained, tmp_path, digits):
     """All three give the label the tree gave, on standard output as CSV."""
     folder, _, _ = trained

@@ -260,7 +260,7 @@ def test_the_recipe_repeats_the_fit_to_the_bit(tmp_path, digits):
     """The command and the Python code that a store gives make the same arrays, from flags that are not the preset's."""
     np.savez(tmp_path / "it's data.npz", pixels=digits[0][:200].reshape(200, 64), names=digits[1][:200])
     options = ["--images-key", "pixels", "--labels-key", "names", "--image-size", "8x8", "--kernel", "linear", "--C", "0.3", "--seed", 7]
-    options += ["--n-components", 10, "--feature-dtype", "float32", "--class-weight", "balanced", "--threads", 1]
+    options += ["--n-components", 10, "--feature-dtype", "float32", "--class-weight", "balanced", "--probability", "--threads", 1]
     run("fit", tmp_path / "it's data.npz", "--store", tmp_path / "s", "--model", tmp_path / "m.h5", *options)
     config, opened_with = FeatureStore(tmp_path / "s").config, read_record(tmp_path / "s")["opened_with"]
     command, note = command_line(config, opened_with, "2GiB")
