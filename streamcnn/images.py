@@ -39,6 +39,8 @@ _PROBED = 64
 _H5_SUFFIXES = (".h5", ".hdf5")
 # bytes a pixel of the costliest mode; where that is little for every file, their headers need not be read for it
 _COSTLIEST_MODE, _SMALL_DECODING = 32, 16 << 20
+# bad files that even a small folder may have
+_FEW_BAD = 3
 _STORED = {8: np.uint8, 16: np.uint16, 32: np.float32}
 
 
@@ -58,7 +60,7 @@ class FolderSource(ImageSource):
     labels : array-like (files of the listing,), or None
         Instead of the folders' names.
     on_error : "raise" or "skip"
-        "skip" decodes every file once now and leaves out those that fail, at most 1 % of them.
+        "skip" decodes every file once now and leaves out those that fail: at most 1 % of them, or up to 3 that are fewer than half.
     known_bad : iterable of (relative path, reason), or None
         `bad_files` of an earlier run: exactly these are left out, and nothing is decoded now.
     caps : Caps
@@ -153,11 +155,12 @@ class FolderSource(ImageSource):
             except (FileError, DataError) as error:
                 bad[name] = str(error).removeprefix(f"{self._root / name}: ").removesuffix(REPAIR)
         self.n_images_read += len(self._names)
-        if 100 * len(bad) > len(self._names):
+        n = len(self._names)
+        if len(bad) > max(n // 100, min(_FEW_BAD, (n - 1) // 2)):
             name, reason = next(iter(bad.items()))
             raise DataError(
-                f'on_error="skip" (--skip-bad) leaves out at most 1 % of the files, but {len(bad)} of {len(self._names)} in {self._root} '
-                f"cannot be used, the first: {name}: {reason}"
+                f'on_error="skip" (--skip-bad) leaves out at most 1 % of the files, or up to {_FEW_BAD} that are fewer than half, but '
+                f"{len(bad)} of {n} in {self._root} cannot be used, the first: {name}: {reason}"
             )
         return bad
 

@@ -462,13 +462,15 @@ def test_odd_files_are_skipped_too(tmp_path):
     assert len(read_all(source)) == source.n_samples
 
 
-def test_more_than_one_percent_bad_is_refused(tmp_path):
-    """Above 1 % bad files skipping is refused with their number and the first reason; exactly 1 % is accepted."""
-    make_tree_with_bad_files(tmp_path, 100, bad={3, 5})
-    with pytest.raises(DataError, match=r"but 2 of 100 in .* cannot be used, the first: b/0003\.png: cannot be decoded"):
+@pytest.mark.parametrize(("n_files", "n_bad"), [(2, 0), (3, 1), (6, 2), (7, 3), (40, 3), (399, 3), (400, 4)])
+def test_more_than_a_few_bad_files_are_refused(tmp_path, n_files, n_bad):
+    """So many bad files may be skipped, 1 % or 3 that are fewer than half; one more is refused with their number and the first reason."""
+    bad = range(1, 1 + n_bad)
+    make_tree_with_bad_files(tmp_path, n_files, bad)
+    assert len(open_images(tmp_path, on_error="skip").bad_files) == n_bad
+    (tmp_path / "ba"[n_bad % 2] / f"{n_bad + 1:04d}.png").write_text("no")
+    with pytest.raises(DataError, match=rf"but {n_bad + 1} of {n_files} in .* cannot be used, the first: [ab]/\d+\.png: cannot be decoded"):
         open_images(tmp_path, on_error="skip")
-    (tmp_path / "b/0005.png").write_bytes((tmp_path / "a/0000.png").read_bytes())
-    assert open_images(tmp_path, on_error="skip").n_samples == 99
 
 
 def test_folder_of_only_bad_files(tmp_path):
