@@ -202,11 +202,27 @@ def read_header(path: Path, caps: Caps = NO_CAPS) -> Header:
     with _Opened(path) as image:
         caps.check(path, image)
         bits, colour = _depth_and_colour(path, image)
-        width, height = image.size
-        # Pillow gives TIFF sizes already turned
-        if image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
-            width, height = height, width
+        width, height = _turned(image)
         return Header(height, width, bits, colour)
+
+
+def read_size(path: Path, caps: Caps = NO_CAPS) -> tuple[int, int]:
+    """(width, height) as in `read_header`, without decoding: PNG files of the same number of pixels may turn out to be lying.
+
+    Raises
+    ------
+    FileError, MemoryBudgetError
+        As `read_header`.
+    """
+    with _Opened(path) as image:
+        caps.check(path, image)
+        return image.size if image.format == "PNG" else _turned(image)
+
+
+def _turned(image: Image.Image) -> tuple[int, int]:
+    """(width, height) as shown; Pillow gives TIFF sizes already turned."""
+    turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
 
 
 def read_decode_bytes(path: Path, caps: Caps = NO_CAPS) -> int:

@@ -26,6 +26,7 @@ from streamcnn.imagefiles import (
     listing_of_file,
     read_decode_bytes,
     read_header,
+    read_size,
 )
 from streamcnn.labels import encode_labels
 from streamcnn.slicing import check_known, is_sliced
@@ -39,6 +40,8 @@ _PROBED = 64
 _H5_SUFFIXES = (".h5", ".hdf5")
 # bytes a pixel of the costliest mode; where that is little for every file, their headers need not be read for it
 _COSTLIEST_MODE, _SMALL_DECODING = 32, 16 << 20
+# files whose sizes are all asked before anything runs: 0.4 s for 2,000 small JPEG files, 0.2 s for PNG
+_CHECKED = 2_000
 # bad files that even a small folder may have
 _FEW_BAD = 3
 _STORED = {8: np.uint8, 16: np.uint16, 32: np.float32}
@@ -94,8 +97,9 @@ class FolderSource(ImageSource):
         channels = asked[2] if asked and len(asked) == 3 else (3 if any(header.colour for header in headers.values()) else 1)
         bits = max(header.bits for header in headers.values())
         self._decoder = Decoder(height, width, channels, bits, asked is not None, asked is not None and len(asked) == 3, caps)
-        # those left out as bad may be of any size
-        self._uneven = not (asked or tolerated) and any((h.height, h.width) != (height, width) for h in headers.values())
+        # in larger folders only where the probe shows that they differ; those left out as bad may be of any size
+        uneven = len(listing.names) <= _CHECKED or any((h.height, h.width) != (height, width) for h in headers.values())
+        self._sizes_unknown = uneven and not (asked or tolerated)
         self._decoding = _COSTLIEST_MODE * height * width
         if asked or self._decoding > _SMALL_DECODING:
             self._decoding = self._costliest_file(listing.names, tolerated, caps)
@@ -208,13 +212,13 @@ class FolderSource(ImageSource):
         return {"names": self._names_bytes, "decoded file": (self._decoding + resizing) * max(1, min(self.n_jobs, chunk_size))}
 
     def check(self) -> None:
-        if not self._uneven:
+        if not self._sizes_unknown:
             return
         decoder = self._decoder
         for path in (self._root / name for name in self._names):
-            header = read_header(path, decoder.caps)
-            if (header.height, header.width) != (decoder.height, decoder.width):
-                raise decoder.wrong_size(path, (header.width, header.height))
+            if (size := read_size(path, decoder.caps)) != (decoder.width, decoder.height):
+                raise decoder.wrong_size(path, size)
+        self._sizes_unknown = False
 
     def _identity(self):
         # not the number of samples: which files are bad does not change what the folder is

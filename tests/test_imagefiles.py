@@ -356,6 +356,22 @@ def test_deeper_file_in_an_8_bit_source_is_named(tmp_path):
         Decoder(H, W, 1, 16).into(save(tmp_path / "b.tif", DEEP.astype(np.float32)), np.empty((H, W, 1), np.float32))
 
 
+def test_one_file_of_another_size_is_found_before_anything_runs(tmp_path, monkeypatch):
+    """`check` asks every file of a small folder for its size, as shown; of a large one only those asked when it was opened."""
+    for row in range(100):
+        save(tmp_path / f"a/{row:03d}.png")
+    open_images(tmp_path).check()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    save(tmp_path / "a/050.jpg", exif=turned)
+    monkeypatch.setattr(Decoder, "into", None)
+    with pytest.raises(DataError, match=rf"050\.jpg: is {W} x {H} pixels"):
+        open_images(tmp_path).check()
+    open_images(tmp_path, image_shape=(H, W)).check()
+    monkeypatch.setattr(images_module, "_CHECKED", 100)
+    open_images(tmp_path).check()
+
+
 # bad files
 
 
