@@ -11,6 +11,7 @@ from streamcnn.images import ImageSource, open_images
 from streamcnn.memory import MemoryMonitor, format_bytes, resolve_limit
 from streamcnn.planning import MemoryPlan
 from streamcnn.presets import Settings, resolve_settings
+from streamcnn.progress import counted
 from streamcnn.store import FeatureStore
 from streamcnn.threads import resolve_n_jobs
 
@@ -119,7 +120,7 @@ def svm_line(svm: dict[str, Any]) -> str:
 
 def say_result(result: dict[str, Any]) -> None:
     if result["accuracy"] is not None and not isinstance(result["accuracy"], dict):
-        say(f"accuracy        {100 * result['accuracy']:.2f} % on {result['n_test']} images")
+        say(f"accuracy        {100 * result['accuracy']:.2f} % on {counted(result['n_test'], 'images')}")
     if (svm := result.get("svm")) is not None:
         say(f"SVM             {svm_line(svm)}")
     if result["seconds"] is not None:

@@ -15,7 +15,7 @@ from streamcnn.commandparts import memory_facts, open_data, parameters_of, resul
 from streamcnn.evaluate import evaluate as evaluate_model
 from streamcnn.files import check_output_file, replacing
 from streamcnn.fitting import fit_model
-from streamcnn.images import ImageSource
+from streamcnn.images import ImageSource, warn_of_rows
 from streamcnn.kernels import resolve_device
 from streamcnn.memory import MemoryMonitor, resolve_limit
 from streamcnn.model import Model, load_model, plan_decisions
@@ -45,6 +45,7 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
     store = Path(args.store) if args.store else model_path.with_name(model_path.name + ".store")
     seconds = None if args.search is None else parse_seconds(args.search)
     with MemoryMonitor(limit) as monitor, open_data(args, args.data, need_labels=True, store=store) as source:
+        warn_of_rows(source)
         test = open_data(args, args.test, need_labels=True) if args.test else None
         found = None
         if seconds is not None:

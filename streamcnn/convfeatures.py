@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from streamcnn.errors import ParameterError
 from streamcnn.features import FeatureExtractor
-from streamcnn.images import ImageSource, open_images
+from streamcnn.images import ImageSource, check_no_paths, check_several, open_images, warn_of_rows
 from streamcnn.kernels import get_kernels, resolve_device
 from streamcnn.layers import resolve_layers
 from streamcnn.memory import MemoryMonitor, resolve_limit
@@ -42,6 +42,9 @@ class ImageInput:
         return not isinstance(X, (str, Path, ImageSource)) and len(getattr(X, "shape", np.shape(X) if isinstance(X, list) else ())) < 3
 
     def _open(self, X: Any, y: Any, reset: bool) -> ImageSource:
+        check_no_paths(X)
+        if not reset:
+            check_several(X, self.image_shape_)  # type: ignore[attr-defined]
         if self._is_rows(X):
             X = check_rows(self, X, reset)
         limit = resolve_limit(self.memory_limit) if isinstance(X, (str, Path)) else None  # type: ignore[attr-defined]
@@ -49,6 +52,8 @@ class ImageInput:
         if reset and not self._is_rows(X):
             self.n_features_in_ = int(np.prod(source.image_shape))
             vars(self).pop("feature_names_in_", None)
+        if reset:
+            warn_of_rows(source)
         return source
 
 

@@ -4,6 +4,17 @@ Each is one sentence: which argument, which rule, which value, which way out. Ev
 exception that plain Python or scikit-learn code would expect (`ValueError`, `OSError`, `MemoryError`, `RuntimeError`).
 """
 
+import sys
+import warnings
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn as of the line outside this package and scikit-learn that the call came from."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("streamcnn", "sklearn"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
 
 class StreamCNNError(Exception):
     """Base of all errors that streamcnn raises on purpose."""

@@ -1,5 +1,6 @@
 """Image sources: `open_images` for arrays, HDF5, `.npy`, `.npz` and folders; the source over image files."""
 
+import math
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import h5py
 import numpy as np
 
 from streamcnn.arrayfiles import FlatFileSource, memmap_origin, open_npy, open_npz
-from streamcnn.errors import DataError, FileError, ParameterError
+from streamcnn.errors import DataError, FileError, ParameterError, warn
 from streamcnn.h5images import H5Source, write_images_h5
 from streamcnn.imagefiles import (
     EXTENSIONS,
@@ -42,6 +43,8 @@ _H5_SUFFIXES = (".h5", ".hdf5")
 _COSTLIEST_MODE, _SMALL_DECODING = 32, 16 << 20
 # files whose sizes are all asked before anything runs: 0.4 s for 2,000 small JPEG files, 0.2 s for PNG
 _CHECKED = 2_000
+# of images that rows may be: shorter rows are hardly images
+_SMALLEST_SIDE = 8
 # bad files that even a small folder may have
 _FEW_BAD = 3
 _STORED = {8: np.uint8, 16: np.uint16, 32: np.float32}
@@ -309,6 +312,43 @@ def open_images(
     return source
 
 
+def check_no_paths(X: Any) -> None:
+    """Refuse a list of files: what is opened is an array, or one path.
+
+    Raises
+    ------
+    DataError
+    """
+    if isinstance(X, (list, tuple)) and X and isinstance(X[0], (str, Path)):
+        raise DataError(
+            f"images must be an array, a folder or one file, got a list of paths, the first {str(X[0])!r}: give their folder, with a "
+            "subfolder for each class where there are labels, or read them into an array"
+        )
+
+
+def check_several(X: Any, image_shape: tuple[int, int, int]) -> None:
+    """Refuse one image of `image_shape` without the axis of images, whose rows would be taken for images.
+
+    Raises
+    ------
+    DataError
+    """
+    shape = tuple(getattr(X, "shape", ()))
+    if image_shape[0] > 1 and (shape == image_shape or (*shape, 1) == image_shape):
+        raise DataError(f"images must have an axis of images before the others, got one image of shape {shape}: give X[np.newaxis]")
+
+
+def warn_of_rows(source: ImageSource) -> None:
+    """Say that rows whose length is a square number are taken as one line of pixels each, unless an `image_shape` was given."""
+    height, width, channels = source.image_shape
+    side = math.isqrt(width)
+    if height == channels == 1 and side >= _SMALLEST_SIDE and side**2 == width and "image_shape" not in source.opened_with:
+        warn(
+            f"rows of {width} values are taken as images of 1 x {width} pixels; if they are of {side} x {side}, give "
+            f"image_shape=({side}, {side}) (--image-size {side}x{side})"
+        )
+
+
 def decoding_caps(memory_limit: int | None) -> Caps:
     """What a file may take under a limit in bytes: what is left of it now, but never less than 16 MiB, so that a limit which is far too
     small is refused by the plan, with its table."""
@@ -348,6 +388,7 @@ def _open_path(path: Path, labels, images_key, labels_key, options, need_labels:
 def _open_array(data: Any, labels, image_shape) -> ImageSource:
     if hasattr(data, "tocsr"):
         raise DataError("images must be a dense array, got a sparse matrix; give images.toarray()")
+    check_no_paths(data)
     if is_sliced(data):
         check_known(data, "images")
     elif not isinstance(data, np.ndarray):

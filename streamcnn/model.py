@@ -11,7 +11,7 @@ from streamcnn.arrays import load_arrays, save_arrays
 from streamcnn.drawing import facts_html
 from streamcnn.errors import DataError, ModelError
 from streamcnn.features import FeatureExtractor
-from streamcnn.images import ImageSource, open_images
+from streamcnn.images import ImageSource, check_several, open_images
 from streamcnn.kernels import get_kernels
 from streamcnn.labels import text_array
 from streamcnn.memory import MemoryMonitor, parse_bytes, resolve_limit
@@ -60,9 +60,10 @@ class Model:
         """Refuse images of another shape or kind than trained on."""
         if tuple(source.image_shape) != self.image_shape:
             shapes = [" x ".join(map(str, shape)) for shape in (self.image_shape, source.image_shape)]
+            size = self.image_shape[: 2 if source.image_shape[2] == self.image_shape[2] else 3]
             raise DataError(
-                f"images must be {shapes[0]} (height x width x channels) as in training, got {shapes[1]}; image files can be resized "
-                "with image_shape (--image-size)"
+                f"images must be {shapes[0]} (height x width x channels) as in training, got {shapes[1]}; image files are brought to that "
+                f"by image_shape={size} (--image-size {'x'.join(map(str, size))})"
             )
         if source.dtype.name != self.header["pixels"]:
             raise DataError(
@@ -230,8 +231,11 @@ class Model:
         source, columns = self._open(X, memory_limit), (len(self.classes_),)
         return self.collect(source, columns, np.float64, self.svm.probabilities, 0, memory_limit, resolve_n_jobs(n_jobs))
 
-    def score(self, X: Any, y: Any = None, memory_limit: int | str | None = None, n_jobs: int | None = None) -> float:
-        """Mean accuracy on images with labels `y` (n_samples,), or with those that X carries. As `predict`.
+    def score(
+        self, X: Any, y: Any = None, sample_weight: Any = None, memory_limit: int | str | None = None, n_jobs: int | None = None
+    ) -> float:
+        """Mean accuracy, weighed by `sample_weight` (n_samples,), on images with labels `y` (n_samples,), or with those that X carries.
+        As `predict`.
 
         Raises
         ------
@@ -240,7 +244,8 @@ class Model:
         """
         source = self._open(X, memory_limit, y)
         truth = self.codes_of(source)
-        return float(np.mean(self.collect(source, (), np.int32, self.labels_of, 0, memory_limit, resolve_n_jobs(n_jobs)) == truth))
+        right = self.collect(source, (), np.int32, self.labels_of, 0, memory_limit, resolve_n_jobs(n_jobs)) == truth
+        return float(np.average(right, weights=sample_weight))
 
     @property
     def reading_shape(self) -> tuple[int, int, int] | None:
@@ -248,6 +253,7 @@ class Model:
         return self.image_shape if self.header.get("image_shape_given") else None
 
     def _open(self, X: Any, memory_limit: int | str | None, labels: Any = None) -> ImageSource:
+        check_several(X, self.image_shape)
         limit = resolve_limit(memory_limit) if isinstance(X, (str, Path)) else None
         return open_images(X, labels, image_shape=self.reading_shape, memory_limit=limit)
 

@@ -119,6 +119,8 @@ class MemoryPlan:
             return
         worst = max(self.stages, key=lambda stage: stage.total)
         largest = max(worst.claims, key=lambda name: worst.claims[name])
+        if self.limit < 1 << 20:
+            raise MemoryBudgetError(f'memory_limit is {self.limit} bytes, which nothing fits: give it a unit, such as "{self.limit}MiB"')
         claims = added(self.base, worst.claims)
         held = sum(claims.values())
         in_use = self.base["already in use"]

@@ -61,7 +61,7 @@ class _Lines:
         self.name, self.total, self.unit, self.n, self.more = name, total, unit, 0, ""
         self._start = time.monotonic()
         self._next = self._start + 2
-        self._write(f"starts, {total:,} {unit}" if total else "starts")
+        self._write(f"starts, {counted(total, unit)}" if total else "starts")
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """What stands at the end of each line."""
@@ -86,11 +86,16 @@ class _Lines:
 
     def __exit__(self, kind, *exception):
         seconds = time.monotonic() - self._start
-        whole = f" of {self.total:,}" if self.total and self.n < self.total else ""
+        done = f"{self.n:,} of {self.total:,} {self.unit}" if self.total and self.n < self.total else counted(self.n, self.unit)
         if kind is not None:
-            self._write(f"stopped after {self.n:,}{whole} {self.unit}, {seconds:.1f} s")
+            self._write(f"stopped after {done}, {seconds:.1f} s")
             return
-        self._write(f"{self.n:,}{whole} {self.unit} in {seconds:.1f} s, {self.n / max(seconds, 1e-3):,.0f} a second")
+        self._write(f"{done} in {seconds:.1f} s, {self.n / max(seconds, 1e-3):,.0f} a second")
+
+
+def counted(n: int, unit: str) -> str:
+    """`n` things for people; `unit` is their plural."""
+    return f"{n:,} {unit.removesuffix('s') if n == 1 else unit}"
 
 
 class Progress:

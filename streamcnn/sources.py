@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import mmap
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from streamcnn.drawing import facts_html
-from streamcnn.errors import DataError, ParameterError
+from streamcnn.errors import DataError, ParameterError, warn
 from streamcnn.forking import ThreadLock, tell_child
 from streamcnn.labels import labels_digest
 from streamcnn.memory import format_bytes
@@ -91,10 +90,9 @@ def resolve_shape(shape: tuple[int, ...], image_shape: tuple[int, ...] | None) -
             raise DataError(f"image_shape is {asked} but the array holds images of shape {found}: leave image_shape out")
     height, width, channels = (int(size) for size in found)
     if len(shape) == 4 and height in (1, 3) and min(width, channels) > 4:
-        warnings.warn(
+        warn(
             f"images of shape {found} are read as {height} x {width} pixels of {channels} channels; if they are of {height} channels, as "
-            "PyTorch orders them, give images.transpose(0, 2, 3, 1)",
-            stacklevel=2,
+            "PyTorch orders them, give images.transpose(0, 2, 3, 1)"
         )
     return height, width, channels
 

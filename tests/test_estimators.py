@@ -1,6 +1,8 @@
 """scikit-learn faces: contract, inputs, reuse."""
 
 import pickle
+import warnings
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -229,6 +231,7 @@ def test_features_are_float32_rows_rounded_to_their_dtype(digits):
             MemoryBudgetError,
             r"memory_limit of 10.0 MiB is too small: stage .* set memory_limit to at least \d+MiB",
         ),
+        ({"memory_limit": 300}, MemoryBudgetError, 'memory_limit is 300 bytes, which nothing fits: give it a unit, such as "300MiB"'),
         ({"kernel": "poly"}, ParameterError, "kernel must be one of auto, linear, rbf, nystroem, got 'poly'"),
         ({"C": -1}, ParameterError, "C must be a positive number"),
         ({"gamma": "big"}, ParameterError, "gamma must be a positive number"),
@@ -250,6 +253,52 @@ def test_wrong_parameters_get_one_clear_sentence(digits, parameters, error, text
     """Each wrong parameter is named with its rule and its value, before anything is computed."""
     with pytest.raises(error, match=text):
         StreamCNNClassifier(**{**SMALL, **parameters}).fit(digits[0][:60], digits[1][:60])
+
+
+def test_one_image_is_not_several(digits):
+    """An image without the axis of images is refused with how to add it, also where its rows would be as wide; several are taken."""
+    colour = np.repeat(digits[0][:60], 3, axis=3)
+    for images in (digits[0][:60], digits[0][:60, :, :, 0], colour):
+        classifier = StreamCNNClassifier(**SMALL, kernel="linear", C=1.0).fit(images, digits[1][:60])
+        for predict in (classifier.predict, classifier.model_.predict):
+            with pytest.raises(DataError, match=r"got one image of shape \(8, 8.*\): give X\[np\.newaxis\]"):
+                predict(images[0])
+            assert len(predict(images[0][np.newaxis])) == 1
+    rows = digits[0][:60].reshape(60, 64)
+    classifier = StreamCNNClassifier(**SMALL, kernel="linear", C=1.0, image_shape=(8, 8)).fit(rows, digits[1][:60])
+    assert len(classifier.predict(rows[:1])) == len(classifier.model_.predict(rows[:8])) - 7 == 1
+
+
+def test_a_list_of_paths_is_no_array(digits):
+    """It is refused with what to give instead, by the estimators and by a model."""
+    classifier = StreamCNNClassifier(**SMALL, kernel="linear", C=1.0)
+    for use in (lambda X: classifier.fit(X, [0, 1]), lambda X: open_images(X, [0, 1]), ConvFeatures().fit):
+        with pytest.raises(DataError, match=r"got a list of paths, the first 'a\.png': give their folder"):
+            use(["a.png", "b.png"])
+
+
+def test_rows_that_may_be_images_are_asked_about(digits):
+    """Rows of a square number of values without image_shape are warned of at the line of the call, others and shaped ones are not."""
+    rows, labels = digits[0][:60].reshape(60, 64), digits[1][:60]
+    classifier = StreamCNNClassifier(layers=ConvLayer(2, (1, 3), filters="random"), kernel="linear", C=1.0, random_state=0)
+    with pytest.warns(UserWarning, match=r"images of 1 x 64 pixels; if they are of 8 x 8, give image_shape=\(8, 8\)") as caught:
+        classifier.fit(rows, labels)
+    assert {Path(warning.filename).name for warning in caught if "image_shape" in str(warning.message)} == {"test_estimators.py"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="rows of")
+        assert len(classifier.predict(rows[:1])) == len(classifier.model_.predict(rows[:1])) == 1  # a row is no image without an axis
+        classifier.fit(rows[:, :63], labels)
+        classifier.fit(rows[:, :49], labels)
+        clone(classifier).set_params(image_shape=(1, 64)).fit(rows, labels)
+
+
+def test_probabilities_that_were_not_asked_for_name_the_way_out(digits):
+    """predict_proba is no attribute without probability=True, and the only thing said is what to do."""
+    classifier = StreamCNNClassifier(**SMALL, kernel="linear", C=1.0).fit(digits[0][:60], digits[1][:60])
+    assert not hasattr(classifier, "predict_proba")
+    with pytest.raises(AttributeError, match=r"needs probability=True in fit: set_params\(probability=True\), then fit again"):
+        classifier.predict_proba(digits[0])
+    assert hasattr(classifier.set_params(probability=True), "predict_proba")
 
 
 def test_numpy_scalars_are_numbers(digits):
@@ -338,14 +387,18 @@ def test_a_loaded_model_predicts_as_the_classifier_that_was_saved(tree, tmp_path
         assert np.array_equal(model.predict(X), classifier.predict(X))
         assert np.array_equal(model.decision_function(X, "1GiB"), classifier.decision_function(X))
     assert model.score(folder) == model.score(images, labels) == classifier.score(folder) > 0.8
+    weights = np.arange(300) % 3
+    assert model.score(folder, sample_weight=weights) == model.score(images, labels, weights) == classifier.score(images, labels, weights)
     with pytest.raises(DataError, match="labels are missing"):
         model.score(images)
     with pytest.raises(ParameterError, match="probability must be True when fit is called"):
         model.predict_proba(images)
     with pytest.raises(MemoryBudgetError, match="stage predict needs"):
         model.predict(images, memory_limit="20MiB")
-    with pytest.raises(DataError, match="images must be 8 x 8 x 1"):
+    with pytest.raises(DataError, match=r"images must be 8 x 8 x 1 .* by image_shape=\(8, 8\) \(--image-size 8x8\)"):
         model.predict(images[:, :4])
+    with pytest.raises(DataError, match=r"by image_shape=\(8, 8, 1\) \(--image-size 8x8x1\)"):
+        model.predict(np.repeat(images, 3, axis=3))
     for X in (folder, images.reshape(300, 64)):  # what was brought to a shape for training is brought to it again
         classifier = StreamCNNClassifier(**SMALL, C=1.0, kernel="linear", image_shape=(8, 8)).fit(X, None if X is folder else labels)
         classifier.save(tmp_path / "shaped.h5")

@@ -33,6 +33,14 @@ def test_without_a_terminal_there_are_plain_lines(clock, capsys):
     ]
 
 
+def test_one_image_is_no_images(clock, capsys):
+    """A single thing is said in the singular."""
+    with Progress(1).bar("predict", 1) as update:
+        clock.now = 100.5
+        update(1)
+    assert capsys.readouterr().err.split("\n")[:2] == ["predict : starts, 1 image", "predict : 1 image in 0.5 s, 2 a second"]
+
+
 def test_a_bar_that_is_left_early_says_how_far_it_came(clock, capsys):
     """An interruption leaves a line with what was done; where the whole is not known there is no time left."""
     with pytest.raises(KeyboardInterrupt), Progress(1).bar("pca", 900, "rows") as update:
