@@ -6,7 +6,6 @@ responses are of order one on the data at hand.
 
 import logging
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from streamcnn import preprocess
-from streamcnn.errors import DataError, FilterBankError
+from streamcnn.errors import DataError, FilterBankError, warn
 from streamcnn.filters import random_filter_bank
 from streamcnn.kernels import ACTIVATIONS, POOLS, empty_lines
 from streamcnn.layers import ConvLayer, Geometry, is_int, layer_from_dict, layer_to_dict, resolve_layers
@@ -191,11 +190,11 @@ class Network:
         missing = layer.n_filters - len(bank)
         if missing and g.kernel != (1, 1):  # single pixels have no contrast
             n_windows = len(bank) - (layer.brightness and layer.patch_norm is not None)
-            warnings.warn(
+            drawn = "all" if missing == layer.n_filters else f"the other {missing}"
+            warn(
                 f"layer {number + 1}: images have {n_windows} different windows of {g.kernel[0]} x {g.kernel[1]} that are not (nearly) "
-                f"constant, and {layer.n_filters} filters are to be made of them: the other {missing} are drawn at random; with more or "
-                f"larger images there are more windows",
-                stacklevel=2,
+                f"constant, and {layer.n_filters} filters are to be made of them: {drawn} are drawn at random; with more or "
+                f"larger images there are more windows"
             )
         if missing:
             # where there is no contrast to be normalised, brightness is all there is
@@ -222,10 +221,9 @@ class Network:
         except FilterBankError as error:
             if not automatic:
                 raise FilterBankError(f"layer {number + 1}: {error}") from None
-            warnings.warn(
+            warn(
                 f"layer {number + 1}: images leave room for filters of {g.kernel[0]} x {g.kernel[1]} only, where {layer.n_filters} "
-                f"dissimilar ones do not exist: the similarity rule is dropped",
-                stacklevel=2,
+                f"dissimilar ones do not exist: the similarity rule is dropped"
             )
             bank, info = random_filter_bank(
                 layer.n_filters, g.kernel, g.in_shape[2], None, random_state=np.random.default_rng(seeds), **options

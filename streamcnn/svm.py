@@ -1,7 +1,6 @@
 """The SVM ladder: step 3 of Lee & Lee (2017). Exact RBF while rows allow; beyond, an exact streamed linear SVM, on the rows or on
 Nystroem features of them."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from streamcnn.calibration import fit_slope, held_out_rows, probabilities
 from streamcnn.checkpoint import Checkpoint
-from streamcnn.errors import DataError, ParameterError
+from streamcnn.errors import DataError, ParameterError, warn
 from streamcnn.labels import decoded
 from streamcnn.ladder import KERNELS, TILE, check_class_weight, check_landmarks, check_probability, resolve_kernel
 from streamcnn.newton import LinearProblem, LinearSolution, continued
@@ -379,7 +378,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         ParameterError
         """
         if not hasattr(self, "slope_"):
-            raise ParameterError("probability must be True when fit is called for predict_proba afterwards, was False: fit again")
+            raise ParameterError("probability must be True when fit is called for predict_proba: fit again with it (--probability)")
 
     def decide_block(self, block: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Decisions of one block, for pipelines: no checks, no limit on BLAS threads.
@@ -459,11 +458,10 @@ class _Trainer:
             self.solution = solution = kernel.solve(self.C, 100 * svc.tol, svc.max_iter, self.solution, self.checkpoint)
             machine = kernel.machine(solution)
         if not solution.converged.all():
-            warnings.warn(
+            warn(
                 f"the {self.kernel} SVM has not converged in max_iter={svc.max_iter} passes for {np.sum(~solution.converged)} of "
                 f"{len(solution.converged)} planes; raise max_iter or tol, or lower C",
                 ConvergenceWarning,
-                stacklevel=4,
             )
         return machine, solution.n_passes
 

@@ -287,7 +287,7 @@ def test_of_automatic_size_few_windows_are_joined_by_random_filters():
     np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-5)  # all filters have one scale
     assert len(np.unique(made.filters[0].round(6), axis=0)) == 7
     assert made.biases[0][:4].any() and not made.biases[0][4:].any()
-    with pytest.warns(UserWarning, match="have 0 different windows .* the other 7 are"):
+    with pytest.warns(UserWarning, match="have 0 different windows .* of them: all are drawn at random"):
         assert np.isfinite(rows_of(drawn([layer], 0 * images), images)).all()
 
 
