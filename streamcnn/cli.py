@@ -11,13 +11,39 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from streamcnn.errors import StreamCNNError
 
 Command = Callable[[argparse.Namespace], dict[str, Any]]
 # where commands are that are not in `commands`
 _MODULES = dict.fromkeys(("verify", "info", "report"), "upkeep") | dict.fromkeys(("demo", "reproduce", "bench", "warmup"), "tryouts")
+
+
+# of the commands that need something
+_EXAMPLES = {
+    "plan": "photos/",
+    "fit": "photos/ --model photos.h5",
+    "predict": "photos.h5 new/ --output labels.csv",
+    "evaluate": "photos.h5 test/",
+    "reproduce": "lee2017 CroppedYale/",
+    "verify": "photos.h5",
+    "info": "photos.h5",
+    "report": "photos.store",
+    "bench": "conv",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with an example of what is missing; argparse's usage of a command is a dozen lines."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        example = ""
+        if message.startswith("the following arguments are required"):
+            program, _, command = self.prog.partition(" ")
+            example = f"; for example: {program} {command or 'fit'} {_EXAMPLES[command or 'fit']}"
+        self.exit(2, f"{self.prog}: {message}{example}; all options: {self.prog} --help\n")
 
 
 def _common(parser: argparse.ArgumentParser, *, training: bool = False, data: bool = True) -> None:
@@ -60,9 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and flags."""
     from importlib.metadata import version
 
-    parser = argparse.ArgumentParser(
-        "streamcnn", description="train image classifiers on data larger than RAM, under a memory limit", allow_abbrev=False
-    )
+    parser = _Parser("streamcnn", description="train image classifiers on data larger than RAM, under a memory limit", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"streamcnn {version('streamcnn')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

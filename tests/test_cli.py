@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from streamcnn import kernels, load_model
+from streamcnn import cli, kernels, load_model
 from streamcnn.cli import main
 from streamcnn.commandparts import RESULT_KEYS
 
@@ -292,6 +292,21 @@ def test_bad_files_can_be_skipped(tmp_path, digits):
         assert report["n_train"] == 120
         assert [name for name, _ in report["skipped"]] == ["3/zz.png"]
         assert report["reused"] == (["filters", "extract", "pca", "project", "svm"] if again else [])
+
+
+def test_usage_errors_are_one_line_with_an_example():
+    """What is missing or unknown is named in a line, with an example that can be parsed where something is missing."""
+    commands = next(action for action in cli.build_parser()._actions if action.dest == "command").choices
+    for command in commands:
+        done = run(command, "--colour", code=2).stderr
+        assert done.count("\n") == 1
+        needs = command not in ("demo", "warmup")
+        assert ("the following arguments are required" if needs else "unrecognized arguments: --colour") in done
+        assert f"for example: streamcnn {command} " in done or not needs
+        if needs:
+            cli.build_parser().parse_args(done.partition("for example: streamcnn ")[2].partition(";")[0].split())
+    assert "required: --model; for example: streamcnn fit photos/ --model photos.h5;" in run("fit", "photos/", code=2).stderr
+    assert "required: COMMAND; for example: streamcnn fit" in run(code=2).stderr
 
 
 def test_usage_errors_are_exit_code_2(trained, tmp_path):
