@@ -62,7 +62,9 @@ def _similarity_bytes(store: FeatureStore) -> int:
     return min(SIMILARITY_BYTES, max(similarity_bytes(bank[:MOST_FILTERS].shape) for bank in banks))
 
 
-def build_report(store: FeatureStore, tested: Tested | None = None, tested_on: str | None = None) -> tuple[str, list[str], list[str]]:
+def build_report(
+    store: FeatureStore, tested: Tested | None = None, tested_on: str | None = None, update: Callable[[int], None] = lambda n: None
+) -> tuple[str, list[str], list[str]]:
     """The page, the names of its pictures, and a sentence for each thing that is left out.
 
     Parameters
@@ -72,13 +74,15 @@ def build_report(store: FeatureStore, tested: Tested | None = None, tested_on: s
         How its model does on test images.
     tested_on : str or None
         Where these are.
+    update : callable
+        Called with the number of pictures just drawn.
     """
-    return _Report(store, tested, tested_on).build()
+    return _Report(store, tested, tested_on, update).build()
 
 
 class _Report:
-    def __init__(self, store: FeatureStore, tested: Tested | None, tested_on: str | None):
-        self.store, self.config, self.tested = store, store.config, tested
+    def __init__(self, store: FeatureStore, tested: Tested | None, tested_on: str | None, update: Callable[[int], None]):
+        self.store, self.config, self.tested, self.update = store, store.config, tested, update
         self.record = read_record(store.path)
         self.names: list[str] = []
         self.left_out: list[str] = []
@@ -193,6 +197,7 @@ class _Report:
             self._leave_out(f"Picture of {name}: {error}.")
             return None
         self.names.append(name)
+        self.update(1)
         return made
 
     def _leave_out(self, note: str) -> str:

@@ -68,8 +68,9 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     with MemoryMonitor(limit) as monitor:
         if args.test is not None:
             tested, plan = _test(args, store, plan.stage("report"), limit, n_jobs, monitor)
-        with monitor.stage("report", plan.planned("report")):
-            text, pictures, left_out = build_report(store, tested, args.test)
+        bar = Progress(1, monitor).bar("report", None, "pictures")  # drawing them takes seconds
+        with monitor.stage("report", plan.planned("report")), bar as update:
+            text, pictures, left_out = build_report(store, tested, args.test, update)
             with replacing(output) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     for note in left_out:

@@ -99,6 +99,7 @@ def reported(made):
     """The report of that store with test images: the JSON object and the page."""
     folder, _ = made
     out, err = run("report", folder / "store", "--test", folder / "test.npz", "--memory-limit", "4GiB", "--json")
+    assert "report  : starts" in err and f"report  : {len(json.loads(out)['pictures'])} pictures in" in err
     return json.loads(out), (folder / "store.html").read_text(encoding="utf-8"), err
 
 
