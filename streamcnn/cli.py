@@ -52,7 +52,7 @@ def _common(parser: argparse.ArgumentParser, *, training: bool = False, data: bo
     parser.add_argument("--threads", type=int, metavar="N", help="threads; all cores if left away")
     if training:
         parser.add_argument("--preset", metavar="NAME", help="fast, faces (for changing light), patches (natural images) or lee2017")
-        parser.add_argument("--seed", type=int, default=0, metavar="N")
+        parser.add_argument("--seed", type=int, default=0, metavar="N", help="of filters and of every choice of images (default 0)")
     if data:
         parser.add_argument("--images-key", metavar="KEY", help="data set of the images in an .h5 or .npz file")
         parser.add_argument("--labels-key", metavar="KEY", help="data set of the labels")

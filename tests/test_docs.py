@@ -192,6 +192,31 @@ def test_every_public_name_has_its_place():
     assert shown == list(commands.choices)
 
 
+def command_tables() -> list[str]:
+    """Rows of the tables of commands and of flags, as the parser has them."""
+    commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
+    heads, flags = [], {}
+    for name, parser in commands.items():
+        words = [f"streamcnn {name}"]
+        for action in parser._actions:
+            if not action.option_strings:
+                words.append(action.choices[0] if action.choices else action.dest.upper())
+            elif action.dest != "help":
+                values = action.metavar or "|".join(action.choices or [])
+                flag = f"{action.option_strings[0]} {values}".strip().replace("|", r"\|")
+                flags.setdefault((flag, (action.help or "").replace("%%", "%")), []).append(name)
+                words += [flag] if action.required else []
+        heads.append(f"| `{' '.join(words)}` | {parser.description} |")
+    return heads + [f"| `{flag}` | {', '.join(names)} | {text} |" for (flag, text), names in flags.items()]
+
+
+def test_the_tables_of_commands_are_the_parsers():
+    """The page of the command line, which a code host shows without the parser's help, has each command and flag with what it does."""
+    page = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    rows = command_tables()
+    assert [line for line in page.splitlines() if line.startswith(("| `streamcnn ", "| `--"))] == rows, "\n".join(rows)
+
+
 @pytest.mark.parametrize("name", directives("autoclass") + directives("autofunction"))
 def test_parameters_are_documented(name):
     """The docstring of a public class or function names each parameter of its signature, and no other."""
