@@ -126,7 +126,8 @@ def line(row: dict[str, Any]) -> str:
     if row["skipped"] is None:
         rest = f"{row['n_images']:>7} {row['n_held_out']:>9} {100 * row['accuracy']:>7.2f} % {row['seconds']:>8.1f}"
     else:
-        rest = f"left out: {textwrap.shorten(row['skipped'], _REASON, placeholder=' ...')}"
+        # not "left out": of those that went furthest one is chosen
+        rest = f"({textwrap.shorten(row['skipped'], _REASON, placeholder=' ...')})"
     return f"{row['preset']:<8} {_changed(row):<30} {rest}"
 
 

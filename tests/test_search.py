@@ -174,7 +174,7 @@ def test_a_long_reason_is_one_short_line_of_the_table():
     """The table shortens it, the JSON object has all of it."""
     row = Candidate("a", {}, {}, None, [], "too " + "large " * 50).rows()[0]
     assert len(candidates.line(row)) < 140
-    assert candidates.line(row).endswith(" ...")
+    assert candidates.line(row).endswith(" ...)")
     assert len(row["skipped"]) > 300
 
 
