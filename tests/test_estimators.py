@@ -12,6 +12,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, load_model, open_images
 from streamcnn.errors import DataError, MemoryBudgetError, ParameterError, StoreError
@@ -409,6 +410,21 @@ def test_a_loaded_model_predicts_as_the_classifier_that_was_saved(tree, tmp_path
     few = labels < "digit 2"
     model = StreamCNNClassifier(**SMALL, C=1.0, kernel="linear").fit(images[few], labels[few]).model_
     assert model.decision_function(images).shape == (300,)
+
+
+def test_decisions_are_made_on_one_blas_thread(digits, monkeypatch):
+    """Whatever n_jobs is: so the bits of a prediction do not depend on it, and small products wait for no other thread."""
+    model = StreamCNNClassifier(**SMALL, C=1.0, kernel="linear").fit(digits[0][:100], digits[1][:100]).model_
+    decide, counts = model.svm.decide_block, set()
+
+    def counting(rows):
+        counts.update(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+        return decide(rows)
+
+    monkeypatch.setattr(model.svm, "decide_block", counting)
+    with threadpool_limits(2, user_api="blas"):
+        assert np.array_equal(model.decision_function(digits[0], n_jobs=2), model.decision_function(digits[0], n_jobs=1))
+    assert counts == {1}
 
 
 def test_what_is_shown_of_a_model(digits):
