@@ -51,17 +51,17 @@ def facts_html(facts: dict[str, Any]) -> str:
 def table_html(
     rows: Iterable[Iterable[Any]], head: Iterable[str] = (), tags: Iterable[str] = repeat("td"), left: Iterable[int] = (0, 1)
 ) -> str:
-    """Rows of values as an HTML table, for notebooks, which push all cells to the right that do not say otherwise.
+    """Rows of values as an HTML table, for notebooks, of which some push cells to the right that do not say otherwise, and some do not.
 
-    `tags` are of the cells of a row; cells of the columns `left` stand to the left.
+    `tags` are of the cells of a row; cells of the columns `left` stand to the left, the others, numbers, to the right.
     """
     left = set(left)
 
     def line(cells: Iterable[Any], tags: Iterable[str]) -> str:
         parts = []
         for column, (cell, tag) in enumerate(zip(cells, tags)):
-            side = ' style="text-align:left"' if column in left else ""
-            parts.append(f"<{tag}{side}>{html.escape(printable(cell))}</{tag}>")
+            side = "text-align:left" if column in left else "text-align:right; white-space:nowrap"
+            parts.append(f'<{tag} style="{side}">{html.escape(printable(cell))}</{tag}>')
         return f"<tr>{''.join(parts)}</tr>"
 
     head = list(head)

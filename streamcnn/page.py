@@ -28,8 +28,8 @@ body { margin: 0 auto; max-width: 1180px; padding: 1rem 1.2rem 3rem; background:
 h1 { font-size: 1.6rem; margin: 0.5rem 0 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 0.6rem; } p { margin: 0.4rem 0; }
 .soft, figcaption, th { color: var(--soft); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 0.7rem; margin-top: 1rem; }
-.card { background: var(--box); border: 1px solid var(--line); border-radius: 8px; padding: 0.6rem 0.8rem; }
-.card b { display: block; font-size: 1.25rem; font-weight: 600; }
+.card { background: var(--box); border: 1px solid var(--line); border-radius: 8px; padding: 0.6rem 0.7rem; }
+.card b { display: block; font-size: 1.15rem; font-weight: 600; }
 .abreast { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 1rem; }
 figure { margin: 0; background: var(--box); border: 1px solid var(--line); border-radius: 8px; padding: 0.6rem; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; max-width: 620px; margin: 0 auto; }

@@ -106,7 +106,9 @@ class _Report:
             state = "Rows that were written without a fit."
         elif self.store.finished("svm", self.config["digests"].get("svm", "")) is None:
             state = "A fit that is not finished: the same command with --resume goes on from here."
-        made = f"Report of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC." + (f" Last run ended {record['ended']}." if record else "")
+        made = f"Report of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
+        if record:
+            made += f" Last run ended {record['ended'][:16].replace('T', ' ')} UTC."
         facts: list[tuple[str, Any]] = []
         if self.evaluation is not None:
             facts.append((f"accuracy on {self.evaluation['n_test']:,} images", f"{100 * self.evaluation['accuracy']:.2f} %"))
@@ -250,7 +252,8 @@ class _Report:
         return section("Parameters", table(rows, ["parameter", "", "value"], long=(2,)))
 
     def _data(self) -> Markup:
-        rows = [[name.replace("_", " "), value] for name, value in self.config.get("source", {}).items() if value is not None]
+        facts = {name.replace("_", " "): value for name, value in self.config.get("source", {}).items() if value is not None}
+        rows = [[name, " x ".join(map(str, value)) if isinstance(value, list) else value] for name, value in facts.items()]
         rows += [[f"added {number}", f"{call['rows']:,} images"] for number, call in enumerate(self.store.additions(), start=1)]
         rows += [["features", f"{self.store.n_rows:,} rows of {self.store.n_features:,}"]] if self.store.n_rows else []
         bad = self.config.get("bad_files", [])

@@ -283,6 +283,7 @@ def test_the_table_for_people_and_for_notebooks(data):
     assert page.count("<tr>") == 1 + len(made.stages)
     # a notebook would push all of it to the right; and what a prompt shows is the table too
     assert page.count('<td style="text-align:left">') == 2 * len(made.stages) and repr(made) == text
+    assert page.count('<td style="text-align:right; white-space:nowrap">') == 3 * len(made.stages)
 
 
 def test_the_result_of_transform_and_of_predicting_is_planned(data):

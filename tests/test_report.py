@@ -126,6 +126,14 @@ def test_the_page_is_whole_and_needs_nothing_else(made, reported):
 
 
 @drawing
+def test_times_and_shapes_are_as_people_write_them(reported):
+    """When the last run ended is told like the time of the report, in UTC; the shape of images has no brackets."""
+    text = Page(reported[1]).text
+    assert re.search(r"Report of (\d{4}-\d\d-\d\d \d\d:\d\d) UTC\. Last run ended \d{4}-\d\d-\d\d \d\d:\d\d UTC\.", text)
+    assert re.search(r"image shape\s*\d+ x \d+ x 1\D", text)
+
+
+@drawing
 def test_what_files_say_is_text(reported):
     """A class name that is markup, and to matplotlib a formula, appears as it is, in pictures shortened."""
     _, text, _ = reported

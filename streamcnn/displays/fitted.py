@@ -105,7 +105,9 @@ class _NetworkDisplay(Display):
 
 
 class FilterBankDisplay(_NetworkDisplay):
-    """The filters of a layer, the channels of each side by side: red is positive, blue negative, white zero, one scale for all.
+    """The filters of a layer, the channels of each side by side: red is positive, blue negative, white zero.
+
+    One scale for all, which ends where 99 of 100 coefficients are within it.
 
     Parameters
     ----------
@@ -117,14 +119,15 @@ class FilterBankDisplay(_NetworkDisplay):
     def _draw(self, ax):
         n, height, width, channels = self.filters.shape
         bank = self.filters[:MOST_FILTERS, :, :, :MOST_FILTERS]
-        largest = float(np.abs(bank).max(initial=0)) or 1.0
+        # by the largest of all, most filters would be pale
+        largest = float(np.quantile(np.abs(bank), 0.99)) or 1.0
         picture = ax.imshow(_montage(bank), cmap=SIGNED, vmin=-largest, vmax=largest, interpolation="none")
         ax.set(xticks=[], yticks=[])
         ax.set_frame_on(False)
         deep = f" x {channels} channels" if channels > 1 else ""
         part = "" if bank.shape == self.filters.shape else ", in part"
         ax.set_title(f"layer {self.layer}: {n} filters of {height} x {width}{deep}{part}")
-        ax.figure.colorbar(picture, ax=ax, shrink=0.8, label="coefficient")
+        ax.figure.colorbar(picture, ax=ax, shrink=0.8, label="coefficient", extend="both")
 
 
 def _montage(bank: np.ndarray) -> np.ndarray:

@@ -127,6 +127,10 @@ class ConfusionDisplay(_ResultDisplay):
         names = [short(name) for name in self.classes] if n <= _MOST_NAMES else None
         display = ConfusionMatrixDisplay(self.confusion, display_labels=names)
         display.plot(include_values=n <= _MOST_COUNTS, cmap=AMOUNTS, ax=ax, xticks_rotation="vertical", im_kw={"interpolation": "none"})
+        # errors are looked for: a field of zeros hides them
+        for text in () if display.text_ is None else display.text_.flat:
+            if text.get_text() == "0":
+                text.set_text("")
         # between two dollars a name would be a formula
         for text in (*ax.get_xticklabels(), *ax.get_yticklabels()):
             text.set(parse_math=False, fontsize="small" if n <= _MOST_COUNTS else "xx-small")
@@ -149,7 +153,7 @@ class ImagesDisplay(_ResultDisplay):
     """
 
     size = (6.0, 5.0)
-    _columns = 4
+    _most_columns = 4
 
     def __init__(self, examples: list[Example], title: str = ""):
         self.examples, self.title = list(examples), title
@@ -163,7 +167,7 @@ class ImagesDisplay(_ResultDisplay):
         return cls(examples, f"most {kind} images", **options).plot(ax)
 
     def _draw(self, ax):
-        shown, columns = self.examples, self._columns
+        shown, columns = self.examples, max(1, min(self._most_columns, len(self.examples)))
         shapes = [example.picture.shape[:2] for example in shown] or [(1, 1)]
         # the longer side is 1; below each picture there is room for two lines
         side, across = max(map(max, shapes)), 1.15
