@@ -3,7 +3,7 @@
 STREAMCNN_DATA=... python tools/study.py     every run that `notebooks/filter_study.csv` does not have yet
 ... --data cifar10 --factors choice --seeds 20    only these runs, 20 seeds
 
-One factor at a time around the default of preset `fast`: 24 filters of at most 10 % "peak" similarity, 5 x 5, on faces 7 x 7. All cells
+One factor at a time around one layer of 24 filters of at most 10 % "peak" similarity, 5 x 5, on faces 7 x 7. All cells
 of a seed have the same candidate filters. `CroppedYale`, `cifar10/train` and `cifar10/test` are looked for in STREAMCNN_DATA; what is not
 there is left out. Every run is one line of the results, written at once: a study that was stopped goes on where it was, and cells,
 seeds or data added here are run the next time. Images and features are held in memory.
