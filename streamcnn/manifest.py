@@ -13,6 +13,8 @@ from typing import Any
 from streamcnn.untrusted import parse_json
 
 KINDS = ("features", "reduced", "added")
+STAGE_ORDER = ("filters", "extract", "pca", "project", "svm", "add", "save")
+"""In which stages run; files of JSON have them in the order of the alphabet."""
 MAX_MANIFEST_BYTES = 1 << 26
 """Bytes of a manifest that is read; lines of shards are about 350 bytes, so these are 190,000 shards or 6 TB."""
 _STAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -138,6 +140,7 @@ _BEFORE_CRC = {"format_version", *_CONFIG}
 __all__ = [
     "KINDS",
     "MAX_MANIFEST_BYTES",
+    "STAGE_ORDER",
     "checked_config",
     "checked_values",
     "config_text",

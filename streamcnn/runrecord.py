@@ -16,7 +16,7 @@ from typing import Any
 from streamcnn.errors import StoreError
 from streamcnn.files import replacing
 from streamcnn.images import ImageSource
-from streamcnn.manifest import checked_values, config_text, is_class_list
+from streamcnn.manifest import STAGE_ORDER, checked_values, config_text, is_class_list
 from streamcnn.memory import MemoryMonitor
 from streamcnn.plan import Plan
 from streamcnn.store import FeatureStore
@@ -138,7 +138,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def ordered_stages(record: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
     """(name, stage) of a record in the order in which they run; none without a record."""
     stages = {} if record is None else record["stages"]
-    order = {name: place for place, name in enumerate(("filters", "extract", "pca", "project", "svm", "add", "save", _EVALUATE))}
+    order = {name: place for place, name in enumerate((*STAGE_ORDER, _EVALUATE))}
     return sorted(stages.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
 
 

@@ -35,7 +35,7 @@ from streamcnn.faults import step
 from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, flush_to_disk, fsync_folder, replacing, writing
 from streamcnn.forking import tell_child
 from streamcnn.h5files import creating
-from streamcnn.manifest import KINDS, MAX_MANIFEST_BYTES, checked_config, config_text, duplicate, entry_of, line_of
+from streamcnn.manifest import KINDS, MAX_MANIFEST_BYTES, STAGE_ORDER, checked_config, config_text, duplicate, entry_of, line_of
 from streamcnn.memory import format_bytes
 from streamcnn.shardcheck import check_bytes, is_there, shard_errors
 from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows
@@ -495,14 +495,15 @@ class FeatureStore:
 
     def _repr_html_(self) -> str:
         digests = self.config["digests"]
-        stages = [name for name, digest in digests.items() if self.finished(name, digest) is not None]
+        known = [name for name in STAGE_ORDER if name in digests]
+        stages = [name for name in known if self.finished(name, digests[name]) is not None]
         return facts_html(
             {
                 "store": self.path,
                 "features": f"{self.n_rows:,} rows of {self.n_features:,}",
                 "classes": len(self.config.get("classes", [])),
                 "finished stages": ", ".join(stages) or "none",
-                "unfinished stages": ", ".join(name for name in digests if name not in stages) or "none",
+                "unfinished stages": ", ".join(name for name in known if name not in stages) or "none",
                 "added": f"{sum(call['rows'] for call in self.additions()):,} images",
                 "on disk": format_bytes(self.nbytes),
             }

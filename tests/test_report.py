@@ -242,6 +242,7 @@ def test_reused_stages_keep_their_figures_and_additions_are_told(made, tmp_path,
     assert "add" not in read_record(tmp_path / "s")["stages"]
     page = FeatureStore(tmp_path / "s")._repr_html_()
     assert re.search(r"<th[^>]*>features</th><td[^>]*>300 rows of 12</td>", page)
+    assert re.search(r"<th[^>]*>finished stages</th><td[^>]*>filters, extract, pca, project, svm</td>", page)
     assert re.search(r"<th[^>]*>unfinished stages</th><td[^>]*>none</td>", page)
 
 
