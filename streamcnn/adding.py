@@ -14,6 +14,7 @@ import numpy as np
 
 from streamcnn.calibration import check_counts
 from streamcnn.checkpoint import with_checkpoint
+from streamcnn.digests import digest_of, library_versions
 from streamcnn.errors import DataError, NotKeptError, StoreError
 from streamcnn.features import FeatureExtractor
 from streamcnn.fitting import interrupted
@@ -22,7 +23,7 @@ from streamcnn.kernels import get_kernels
 from streamcnn.ladder import resolve_kernel
 from streamcnn.memory import MemoryMonitor
 from streamcnn.model import Model
-from streamcnn.pipeline import Report, digest_of, library_versions, make_svm, planned_stage, reduced_rows, stage_checkpoint
+from streamcnn.pipeline import Report, make_svm, planned_stage, reduced_rows, stage_checkpoint
 from streamcnn.plan import plan_adding
 from streamcnn.progress import CountedRows, Progress, interruptible
 from streamcnn.runrecord import record_run

@@ -4,13 +4,14 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
+from streamcnn.digests import library_versions
 from streamcnn.errors import Interrupted, ParameterError
 from streamcnn.files import scratch_folder
 from streamcnn.images import ImageSource
 from streamcnn.kernels import resolve_device
 from streamcnn.memory import MemoryMonitor
 from streamcnn.model import Model
-from streamcnn.pipeline import Report, Run, library_versions
+from streamcnn.pipeline import Report, Run
 from streamcnn.plan import make_plan
 from streamcnn.presets import Settings
 from streamcnn.progress import Progress, interruptible

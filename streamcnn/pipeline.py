@@ -1,22 +1,16 @@
-"""The run: filters, extract, PCA, project, SVM. Each stage is finished once and reused as long as its digest matches.
+"""The run: filters, extract, PCA, project, SVM. Each stage is finished once and reused as long as its digest matches."""
 
-The digest of a stage covers the data, the parameters and the code version it depends on, and the digest of the stage before.
-Limits and chunk sizes are in none: they change how, never what.
-"""
-
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
 from streamcnn.checkpoint import Checkpoint, FileCheckpoint, with_checkpoint
+from streamcnn.digests import check_resume, digest_of, library_versions, stage_digests
 from streamcnn.errors import ParameterError, StoreError
 from streamcnn.features import DataHash, FeatureExtractor
 from streamcnn.images import ImageSource
@@ -35,15 +29,8 @@ from streamcnn.svm import StreamingSVC
 from streamcnn.system import trim_heap
 from streamcnn.threads import limit_blas
 from streamcnn.tracing import Trace
-from streamcnn.wide import WIDE
 
 logger = logging.getLogger("streamcnn")
-
-# raise one when the code of that stage changes what it computes
-STAGE_VERSIONS = {"filters": 1, "extract": 1, "pca": 2, "project": 1, "svm": 3}
-WIDE_VERSION = 1  # of the linear SVM of wide rows, besides
-SVM = ("C", "gamma", "class_weight", "n_landmarks", "probability")
-EXTRACTION = ("layers", "preprocess", "mirror", "seed", "device", "feature_dtype")
 
 
 @dataclass
@@ -72,58 +59,6 @@ class Report:
     resumed: bool = False
     store_bytes: int = 0
     trace: Trace | None = field(default=None, repr=False)
-
-
-def digest_of(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what reaches the model's numbers."""
-    return {name: version(name) for name in ("streamcnn", "numpy", "scipy", "numba", "scikit-learn", "h5py")}
-
-
-def stage_digests(fingerprint: str, settings: Settings, plan: Plan) -> dict[str, str]:
-    """Digest of each stage; equal digests mean equal results."""
-    s, versions = settings.describe(), library_versions()
-    digests, before = {}, fingerprint
-    # what only some runs depend on is in the digests of those alone: the others' are older
-    mirror = ["mirror"] if settings.mirror else []
-    patches = [versions["scipy"]] if any(layer.filters == "patches" for layer in settings.layers) else []
-    wide = ["wide", WIDE_VERSION] if plan.kernel == "linear" and plan.n_components > WIDE else []
-    depends = {
-        "filters": [s["layers"], s["preprocess"], s["seed"], s["device"], versions["numpy"], versions["numba"], *mirror, *patches],
-        "extract": [s["feature_dtype"]],
-        "pca": [plan.pca_solver, plan.n_components, s["n_jobs"], versions["scipy"], versions["scikit-learn"]],
-        "project": [],
-        "svm": [plan.kernel, *(s[name] for name in SVM), s["n_jobs"], versions["scikit-learn"], *wide],
-    }
-    for stage, parameters in depends.items():
-        before = digests[stage] = digest_of(before, stage, STAGE_VERSIONS[stage], parameters)
-    return digests
-
-
-def check_same_data(store: FeatureStore, source: ImageSource, fingerprint: str) -> None:
-    """Refuse to resume with other data, or with images read in another size."""
-    before, now = store.config.get("source", {}).get("image_shape"), source.describe()["image_shape"]
-    if isinstance(before, list) and before != list(now):
-        raise StoreError(
-            f"{store.path} was made from images of {' x '.join(map(str, before))}, not {' x '.join(map(str, now))}: "
-            "resume with the same data and image_shape (--image-size), or fit afresh"
-        )
-    if store.config.get("fingerprint") not in (None, fingerprint):
-        raise StoreError(f"{store.path} was made from other data (size, time or labels differ): resume with the same, or fit afresh")
-
-
-def check_resume(store: FeatureStore, source: ImageSource, settings: Settings, fingerprint: str) -> None:
-    """Refuse to resume with other data or other extraction parameters, naming the difference."""
-    check_same_data(store, source, fingerprint)
-    now = json.loads(json.dumps(settings.describe()))
-    before = store.config.get("parameters", now)
-    for name in EXTRACTION:
-        then, wanted = before.get(name, False), now.get(name, False)
-        if then != wanted:
-            raise StoreError(f"{store.path} was made with {name}={then!r}, not {wanted!r}: resume with the same, or fit afresh")
 
 
 class Run:

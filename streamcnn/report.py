@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from streamcnn.digests import library_versions
 from streamcnn.displays import (
     ConfusionDisplay,
     FilterBankDisplay,
@@ -27,7 +28,6 @@ from streamcnn.filters import similarity_bytes
 from streamcnn.memory import format_bytes
 from streamcnn.network import Network
 from streamcnn.page import Markup, abreast, bar, cards, code, details, figure, page, section, table
-from streamcnn.pipeline import library_versions
 from streamcnn.recipe import changed, command_line, python_code
 from streamcnn.runrecord import ordered_stages, read_record
 from streamcnn.store import FeatureStore

@@ -20,6 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from streamcnn.candidates import HEAD, Candidate, Search, Trial, ladder, line, parse_seconds
 from streamcnn.convfeatures import resolve_seed
+from streamcnn.digests import check_same_data, digest_of
 from streamcnn.errors import DataError, FilterBankError, MemoryBudgetError, ParameterError, StoreError
 from streamcnn.evaluate import evaluate
 from streamcnn.fitting import fit_model, interrupted
@@ -27,7 +28,6 @@ from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels
 from streamcnn.layers import ConvLayer
 from streamcnn.memory import MemoryMonitor, resolve_limit
-from streamcnn.pipeline import check_same_data, digest_of
 from streamcnn.plan import check_labels, make_plan
 from streamcnn.presets import Settings
 from streamcnn.progress import Progress

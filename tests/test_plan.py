@@ -9,12 +9,12 @@ import h5py
 import numpy as np
 import pytest
 
-from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, files, pipeline, plan, stages
+from streamcnn import ConvFeatures, ConvLayer, StreamCNNClassifier, digests, files, plan, stages
+from streamcnn.digests import library_versions, stage_digests
 from streamcnn.errors import MemoryBudgetError, ParameterError, StoreError
 from streamcnn.images import open_images
 from streamcnn.kernels import cpu
 from streamcnn.ladder import svm_bytes
-from streamcnn.pipeline import library_versions, stage_digests
 from streamcnn.plan import make_plan, resolve_components
 from streamcnn.planning import CHUNK_SIZES, MemoryPlan, StagePlan, added, choose_chunk, reserve
 from streamcnn.presets import resolve_settings
@@ -171,20 +171,20 @@ def test_wide_rows_are_read_more_often(data):
 def test_what_only_some_runs_depend_on_changes_no_digest_of_others(monkeypatch):
     """SciPy draws patches, and the solver of wide rows has a version of its own: digests of runs without them stay."""
 
-    def digests(filters, n_components):
+    def of(filters, n_components):
         layer = ConvLayer(300, 3, filters=filters, pool=None)
         settings = resolve_settings("fast", layers=layer, kernel="linear", n_components=n_components)
         with open_images(np.zeros((4, 6, 6), np.uint8), [0, 1, 0, 1]) as source:
             return stage_digests("data", settings, make_plan(source, settings, 8 << 30, None))
 
     kinds = [("random", 2), ("random", None), ("patches", 2)]
-    before = [digests(*kind) for kind in kinds]
+    before = [of(*kind) for kind in kinds]
     versions = library_versions()
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "library_versions", lambda: versions | {"scipy": "0"})
-        assert [digests(*kind)["filters"] == old["filters"] for kind, old in zip(kinds, before)] == [True, True, False]
-    monkeypatch.setattr(pipeline, "WIDE_VERSION", 0)
-    assert [digests(*kind)["svm"] == old["svm"] for kind, old in zip(kinds, before)] == [True, False, True]
+        patched.setattr(digests, "library_versions", lambda: versions | {"scipy": "0"})
+        assert [of(*kind)["filters"] == old["filters"] for kind, old in zip(kinds, before)] == [True, True, False]
+    monkeypatch.setattr(digests, "WIDE_VERSION", 0)
+    assert [of(*kind)["svm"] == old["svm"] for kind, old in zip(kinds, before)] == [True, False, True]
 
 
 def test_a_process_that_holds_most_of_the_limit_is_told_so(data, held):

@@ -18,7 +18,7 @@ kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters patches layers network arrays manifest shards shardcheck store checkpoint
 rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
  quasinewton wide nystroem selection ladder calibration svmsaved svm
- presets planning stages plan features progress runrecord pipeline model fitting adding evaluate
+ presets planning stages plan digests features progress runrecord pipeline model fitting adding evaluate
  convfeatures candidates search estimators demo
  warmup reproduce timing cnn baseline gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench
  displays.base displays.fitted displays.runs displays.results displays recipe page report
