@@ -7,7 +7,7 @@ import numpy as np
 
 from streamcnn import nystroem
 from streamcnn.errors import ParameterError
-from streamcnn.newton import active_bytes, group_size, n_lanes, pass_rows
+from streamcnn.hessians import active_bytes, group_size, n_lanes, pass_rows
 from streamcnn.quasinewton import HISTORY
 from streamcnn.rbf import TILE as SUPPORT_TILE
 from streamcnn.rows import block_rows

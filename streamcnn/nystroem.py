@@ -1,7 +1,7 @@
 """The RBF kernel for rows of any number: Nystroem features of landmark rows, mapped block by block into the linear SVM.
 
 With landmarks z_1 ... z_m and their kernel matrix V diag(l) V', a row x is mapped to diag(l)^(-1/2) V' (k(z_1, x), ..., k(z_m, x)):
-features whose inner products are the kernel's projection on the landmarks (Williams & Seeger 2001, section 2). The SVM of `newton`,
+features whose inner products are the kernel's projection on the landmarks (Williams & Seeger 2001, section 2). The SVM of `linear`,
 squared hinge loss and regularised intercept, is solved on them. Nothing of size rows x landmarks is ever held or stored: each pass
 computes the kernel again, and products with V are taken of planes and gradients, never of rows.
 
@@ -10,15 +10,12 @@ Quasi-Newton steps start from the second derivative that the landmarks themselve
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from scipy.linalg import eigh
 
-from streamcnn.checkpoint import Checkpoint
-from streamcnn.newton import LinearProblem, LinearSolution, spread
-from streamcnn.quasinewton import FOUND, HISTORY, STEPS, minimise
+from streamcnn.linear import LinearProblem, LinearSolution
+from streamcnn.quasinewton import HISTORY, STEPS, PlanesSolver
 from streamcnn.rbf import KernelMachine, kernel_of
 from streamcnn.rowinput import blocks_of
 from streamcnn.rows import block_rows
@@ -88,86 +85,47 @@ class Landmarks:
         kernel_of(np.matmul(augmented, self.weights, out=out))
 
 
-@dataclass
-class NystroemProblem:
+class NystroemProblem(PlanesSolver):
     """The SVM on the features of landmarks.
 
-    Attributes
+    Parameters
     ----------
-    rows : LinearProblem
+    problem : LinearProblem
     landmarks : Landmarks
     """
 
-    rows: LinearProblem
-    landmarks: Landmarks
+    def __init__(self, problem: LinearProblem, landmarks: Landmarks):
+        super().__init__(problem, len(landmarks.eigenvalues) + 1, group_size(len(landmarks.rows), len(problem.positive)))
+        self.landmarks = landmarks
 
     def machine(self, solution: LinearSolution) -> "NystroemMachine":
         """Decisions of raw rows by `solution`."""
         coef = solution.weights[:, :-1] @ self.landmarks.basis.T
-        return NystroemMachine(self.landmarks.gamma, self.rows.scale, self.landmarks.rows, coef, solution.weights[:, -1].copy())
+        return NystroemMachine(self.landmarks.gamma, self.problem.scale, self.landmarks.rows, coef, solution.weights[:, -1].copy())
 
     def continued(self, dual_coef: np.ndarray, intercept: np.ndarray, known: np.ndarray) -> LinearSolution:
         """Planes of a `NystroemMachine` with the same landmarks, of the classes `known`, as a start for `solve`."""
         # inverse of what `machine` does: basis' diag(l) basis is 1
         weights = dual_coef @ (self.landmarks.basis * self.landmarks.eigenvalues)
-        planes = spread(self.rows, np.column_stack([weights, intercept]), known)
-        n = len(planes)
-        return LinearSolution(planes, np.full(n, np.inf), np.zeros(n, np.int64), np.zeros(n, bool), np.zeros(n))
+        return self.problem.begin(np.column_stack([weights, intercept]), known)
 
-    def solve(
-        self, C: float, tol: float, max_iter: int, start: LinearSolution | None = None, checkpoint: Checkpoint | None = None
-    ) -> LinearSolution:
-        """Minimise `newton`'s f on the features for every plane.
-
-        Parameters
-        ----------
-        C : float
-        tol : float
-            A plane is done when the step left would lower f by less than `tol` of it.
-        max_iter : int
-            Passes over the rows at most, for each group of planes.
-        start : LinearSolution, optional
-            Of the same landmarks with another C, or of fewer rows.
-        checkpoint : Checkpoint, optional
-            Each group of planes is a step of it, whose state is kept between passes.
-
-        Returns
-        -------
-        LinearSolution
-            `start_gradient` is not used here and is zero.
-        """
-        checkpoint = checkpoint or Checkpoint()
-        positive, width = self.rows.positive, len(self.landmarks.eigenvalues) + 1
-        size, parts = group_size(len(self.landmarks.rows), len(positive)), []
-        rounding = 1e-7 if self.landmarks.dtype == np.float32 else 1e-12
-        with limit_blas(1):
-            for first in range(0, len(positive), size):
-                group = slice(first, min(first + size, len(positive)))
-                weights = np.zeros((group.stop - first, width)) if start is None else start.weights[group]
-                with _Pass(self, positive[group], C) as evaluate:
-                    parts.append(checkpoint.step(partial(_minimised, evaluate, weights, tol, rounding, max_iter, checkpoint)))
-        weights, value, passes, converged = (np.concatenate([part[name] for part in parts]) for name in FOUND)
-        return LinearSolution(weights, value, passes, converged, np.zeros(len(weights)))
-
-
-def _minimised(*arguments) -> dict[str, np.ndarray]:
-    """What `minimise` gives, by name."""
-    return dict(zip(FOUND, minimise(*arguments)))
+    def evaluator(self, C: float, positive: np.ndarray) -> "_Pass":
+        """See `_Pass`."""
+        return _Pass(self.problem, self.landmarks, positive, C)
 
 
 class _Pass:
     """f along a direction, gradient and the diagonal of the second derivative of a group of planes, in buffers made once."""
 
-    def __init__(self, problem: NystroemProblem, positive: np.ndarray, C: float):
-        self.problem, self.C, self.n = problem, C, len(positive)
-        rows, dtype, m = problem.rows, problem.landmarks.dtype, len(problem.landmarks.rows)
-        k = rows.source.n_features
+    def __init__(self, problem: LinearProblem, landmarks: Landmarks, positive: np.ndarray, C: float):
+        self.problem, self.landmarks, self.C, self.n = problem, landmarks, C, len(positive)
+        dtype, m, k = landmarks.dtype, len(landmarks.rows), problem.source.n_features
         self.block = np.empty((block_rows(k), k), dtype)
         piece = min(PIECE, len(self.block))
         pieces = len(self.block) // piece
-        self.buffers = [(np.empty((piece, k + 2), dtype), np.empty((piece, m), dtype)) for _ in range(min(rows.n_jobs, pieces))]
+        self.buffers = [(np.empty((piece, k + 2), dtype), np.empty((piece, m), dtype)) for _ in range(min(problem.n_jobs, pieces))]
         self.spans = [slice(first, first + piece) for first in range(0, len(self.block), piece)]
-        self.column = rows.columns(positive)
+        self.column = problem.columns(positive)
         self.pool = ThreadPoolExecutor(len(self.buffers))
 
     def __enter__(self):
@@ -178,12 +136,12 @@ class _Pass:
 
     def __call__(self, points: np.ndarray, directions: np.ndarray):
         """As `quasinewton.minimise` wants it."""
-        rows, landmarks = self.problem.rows, self.problem.landmarks
+        landmarks = self.landmarks
         both = np.concatenate([points, directions])
         coef = (both[:, :-1] @ landmarks.basis.T).astype(landmarks.dtype)
         intercept = both[:, -1:].astype(landmarks.dtype)
         losses, gradient, active = np.zeros((len(STEPS), self.n)), np.zeros((self.n, len(landmarks.rows) + 1)), np.zeros(self.n)
-        for start, n_valid in blocks_of(rows.source, self.block):
+        for start, n_valid in blocks_of(self.problem.source, self.block):
             spans = [span for span in self.spans if span.start < n_valid]
             work = [self.pool.submit(self._piece, span, start, n_valid, coef, intercept) for span in spans]
             # added in the order of the rows, whichever is ready first
@@ -202,15 +160,15 @@ class _Pass:
 
     def _piece(self, span: slice, start: int, n_valid: int, coef: np.ndarray, intercept: np.ndarray):
         """Sums over a few rows of the block: losses (steps, n), residuals times kernel (n, m), residuals (n,), active rows (n,)."""
-        rows = self.problem.rows
         augmented, kernel = self.buffers.pop()
         try:
-            self.problem.landmarks.kernel(self.block[span], augmented, kernel)
+            self.landmarks.kernel(self.block[span], augmented, kernel)
             decisions = np.matmul(coef, kernel.T)
             decisions += intercept
             count = min(n_valid, span.stop) - span.start
             first = start + span.start
-            losses, residual, active = rows.losses_along(self.column, first, count, decisions[: self.n], decisions[self.n :], STEPS)
+            along = decisions[: self.n], decisions[self.n :]
+            losses, residual, active = self.problem.losses_along(self.column, first, count, *along, STEPS)
             return losses, residual @ kernel, residual.sum(axis=1, dtype=np.float64), active
         finally:
             self.buffers.append((augmented, kernel))

@@ -1,17 +1,28 @@
-"""Limited-memory quasi-Newton steps for many independent functions at once, one pass over the rows for a step of all of them."""
+"""Limited-memory quasi-Newton steps for many independent functions at once, one pass over the rows for a step of all of them.
 
+Planes of the SVM of `linear` are such functions: `PlanesSolver` is what its solvers have in common.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 
 import numpy as np
 
 from streamcnn.checkpoint import Checkpoint
+from streamcnn.linear import LinearProblem, LinearSolution
+from streamcnn.threads import limit_blas
 
 # steps along a direction whose losses a pass finds together; the gradient is that of the first
 STEPS = (1.0, 0.5, 0.25, 0.1, 0.03)
 HISTORY = 10
-FOUND = ("weights", "objective", "n_passes", "converged")
-"""What `minimise` gives, as `LinearSolution` calls it."""
 _ARMIJO = 1e-4
+
+# inverses of second derivatives, about, times vectors: (numbers of functions (m,), rows (m, D)) -> (m, D)
+Precondition = Callable[[list[int], np.ndarray], np.ndarray]
+# (points (n, D), directions (n, D)) -> values (len(STEPS), n), gradients (n, D), Precondition; see `minimise`
+Evaluate = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, Precondition]]
 
 
 class _State:
@@ -53,7 +64,7 @@ class _State:
                 self.n_pairs[c] += 1
         self.values[c], self.gradients[c] = value, gradient
 
-    def aim(self, planes: list[int], precondition: Callable[[list[int], np.ndarray], np.ndarray]) -> None:
+    def aim(self, planes: list[int], precondition: Precondition) -> None:
         """New directions: the two-loop recursion, Algorithm 7.4 of Nocedal & Wright, "Numerical Optimization" (2006)."""
         pairs, parts, rows = [], [], []
         for c in planes:
@@ -90,7 +101,7 @@ class _State:
 
 
 def minimise(
-    evaluate: Callable[..., tuple[np.ndarray, np.ndarray, Callable[[list[int], np.ndarray], np.ndarray]]],
+    evaluate: Evaluate,
     start: np.ndarray,
     tol: float,
     rounding: float,
@@ -147,3 +158,63 @@ def minimise(
         state.number = np.array(number + 1)
         checkpoint.keep(lambda: vars(state))
     return state.points, state.values, state.n_passes, ~state.live
+
+
+class PlanesSolver(ABC):
+    """Planes of a linear SVM by `minimise`, some at a time; how f is evaluated is each solver's own.
+
+    Parameters
+    ----------
+    problem : LinearProblem
+    width : int
+        Numbers of a plane.
+    together : int
+        Planes solved at a time.
+    """
+
+    def __init__(self, problem: LinearProblem, width: int, together: int):
+        self.problem, self._width, self._together = problem, width, together
+
+    @abstractmethod
+    def evaluator(self, C: float, positive: np.ndarray) -> AbstractContextManager[Evaluate]:
+        """What `minimise` asks for the planes of the classes `positive`."""
+
+    def solve(
+        self, C: float, tol: float, max_iter: int, start: LinearSolution | None = None, checkpoint: Checkpoint | None = None
+    ) -> LinearSolution:
+        """Minimise f for every plane.
+
+        Parameters
+        ----------
+        C : float
+        tol : float
+            A plane is done when the step left would lower f by less than `tol` of it.
+        max_iter : int
+            Passes over the rows at most, for each group of planes; those that only prepare are left out.
+        start : LinearSolution, optional
+            Of the same features with another C, or of fewer rows.
+        checkpoint : Checkpoint, optional
+            Each group of planes is a step of it, whose state is kept between passes.
+
+        Returns
+        -------
+        LinearSolution
+        """
+        checkpoint, positive = checkpoint or Checkpoint(), self.problem.positive
+        n, parts = len(positive), []
+        # one thread of BLAS: bits follow from no number of threads
+        with limit_blas(1):
+            for first in range(0, n, self._together):
+                group = slice(first, min(first + self._together, n))
+                points = np.zeros((group.stop - first, self._width)) if start is None else start.weights[group]
+                parts.append(checkpoint.step(partial(self._solve, C, positive[group], points, tol, max_iter, checkpoint)))
+        return LinearSolution(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+    def _solve(
+        self, C: float, positive: np.ndarray, points: np.ndarray, tol: float, max_iter: int, checkpoint: Checkpoint
+    ) -> dict[str, np.ndarray]:
+        """Planes of a group, as the fields of a `LinearSolution`."""
+        rounding = 1e-7 if self.problem.dtype == np.float32 else 1e-12
+        with self.evaluator(C, positive) as evaluate:
+            weights, objective, n_passes, converged = minimise(evaluate, points, tol, rounding, max_iter, checkpoint)
+        return {"weights": weights, "objective": objective, "n_passes": n_passes, "converged": converged}

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from streamcnn.newton import LinearProblem, LinearSolution
+from streamcnn.linear import LinearProblem, LinearSolution
 from streamcnn.nystroem import Landmarks, NystroemProblem
 from streamcnn.rbf import RbfMachine
 from streamcnn.rowinput import gather

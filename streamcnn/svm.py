@@ -18,7 +18,8 @@ from streamcnn.checkpoint import Checkpoint
 from streamcnn.errors import DataError, ParameterError, warn
 from streamcnn.labels import decoded
 from streamcnn.ladder import KERNELS, TILE, check_class_weight, check_landmarks, check_probability, resolve_kernel
-from streamcnn.newton import LinearProblem, LinearSolution, continued
+from streamcnn.linear import LinearProblem, LinearSolution
+from streamcnn.newton import continued
 from streamcnn.nystroem import LANDMARKS, Landmarks, NystroemProblem
 from streamcnn.rbf import RBF_ARRAYS, RbfMachine
 from streamcnn.rowinput import Batches, blocks_of, gather, is_batches, is_rows, open_rows, row_sizes, working_dtype

@@ -88,7 +88,7 @@ def scaled_batches(store: FeatureStore, scale: float) -> Iterator[tuple]:
 
 
 def objective(store: FeatureStore, scale: float, weights: np.ndarray) -> np.ndarray:
-    """f of `streamcnn.newton` for each plane, all in float64.
+    """f of `streamcnn.linear` for each plane, all in float64.
 
     Parameters
     ----------

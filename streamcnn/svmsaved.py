@@ -7,7 +7,7 @@ import numpy as np
 
 from streamcnn.errors import DataError
 from streamcnn.ladder import KERNELS
-from streamcnn.newton import LinearMachine
+from streamcnn.linear import LinearMachine
 from streamcnn.nystroem import NystroemMachine
 from streamcnn.rbf import RbfMachine
 

@@ -1,4 +1,4 @@
-"""The linear SVM of `newton` on wide rows: one matrix for all planes instead of a Hessian for each.
+"""The linear SVM of `linear` on wide rows: one matrix for all planes instead of a Hessian for each.
 
 A Hessian of D features takes 8 D^2 bytes a plane and a factorisation a pass: at 12,800 features and 10 planes 13 GB. All Hessians are
 1 + 2 C sum of v z z' over active rows, so they differ in which rows are active alone. Here the sum over all rows, S, is made once,
@@ -11,20 +11,20 @@ number of threads, and where other processes use the cores too, two threads of B
 products of a pass, waiting for each other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 from scipy.linalg import get_lapack_funcs
 
-from streamcnn.checkpoint import Checkpoint
 from streamcnn.errors import DataError
-from streamcnn.newton import LinearProblem, LinearSolution, solve
-from streamcnn.quasinewton import FOUND, HISTORY, STEPS, minimise
+from streamcnn.linear import LinearProblem, LinearSolution
+from streamcnn.newton import solve
+from streamcnn.quasinewton import HISTORY, STEPS, Evaluate, PlanesSolver, Precondition
 from streamcnn.rowinput import Pieces, blocks_of, is_rows
 from streamcnn.rows import block_rows
-from streamcnn.threads import limit_blas
 
 WIDE = 2048
 """Features beyond which rows are wide: Newton's Hessians would be made for one plane after the other."""
@@ -55,8 +55,8 @@ def linear_solver(problem: LinearProblem) -> Callable[..., LinearSolution]:
     return WideSolver(problem).solve if problem.source.n_features > WIDE else partial(solve, problem)
 
 
-class WideSolver:
-    """Planes of one problem for one C after the other; S is made once, when first needed.
+class WideSolver(PlanesSolver):
+    """Planes of one problem for one C after the other; S is made once, when first needed, and again after an interruption.
 
     Parameters
     ----------
@@ -64,48 +64,17 @@ class WideSolver:
     """
 
     def __init__(self, problem: LinearProblem):
-        self.problem = problem
         k = problem.source.n_features
+        super().__init__(problem, k + 1, len(problem.positive))
         self._source = Pieces(problem.source, block_rows(k)) if is_rows(problem.source) else problem.source
         self._block, self._scaled = np.empty((_ROWS, k), problem.dtype), np.empty((_ROWS, k + 1), problem.dtype)
         self._products: np.ndarray | None = None
 
-    def solve(
-        self, C: float, tol: float, max_iter: int, start: LinearSolution | None = None, checkpoint: Checkpoint | None = None
-    ) -> LinearSolution:
-        """Minimise `newton`'s f for every plane.
-
-        Parameters
-        ----------
-        C : float
-        tol : float
-            A plane is done when the step left would lower f by less than `tol` of it.
-        max_iter : int
-            Passes over the rows at most, that for S left out.
-        start : LinearSolution, optional
-            Of the same problem with another C, or of fewer rows.
-        checkpoint : Checkpoint, optional
-            The solution is a step of it, whose state is kept between passes; S is made again.
-
-        Returns
-        -------
-        LinearSolution
-            `start_gradient` is not used here and is zero.
-        """
-        checkpoint = checkpoint or Checkpoint()
-        with limit_blas(1):
-            found = checkpoint.step(partial(self._solve, C, tol, max_iter, start, checkpoint))
-        return LinearSolution(**found, start_gradient=np.zeros(len(found["weights"])))
-
-    def _solve(self, C: float, tol: float, max_iter: int, start: LinearSolution | None, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    @contextmanager
+    def evaluator(self, C: float, positive: np.ndarray) -> Iterator[Evaluate]:
+        """All planes, as they share the factor."""
         precondition = self._factor(2 * C * _ACTIVE)
-        points = np.zeros((len(self.problem.positive), self._scaled.shape[1])) if start is None else start.weights
-        rounding = 1e-7 if self.problem.dtype == np.float32 else 1e-12
-
-        def evaluate(points: np.ndarray, directions: np.ndarray):
-            return *self._pass(C, points, directions), precondition
-
-        return dict(zip(FOUND, minimise(evaluate, points, tol, rounding, max_iter, checkpoint)))
+        yield lambda points, directions: (*self._pass(C, points, directions), precondition)
 
     def _pass(self, C: float, points: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """f at points + each step * directions, and its gradient at the first."""
@@ -164,7 +133,7 @@ class WideSolver:
             self._each_block(add)
         return total
 
-    def _factor(self, factor: float) -> Callable[[list[int], np.ndarray], np.ndarray]:
+    def _factor(self, factor: float) -> Precondition:
         """What solves (1 + factor * S) x = q for the rows q (m, D) of any planes.
 
         The Cholesky factor fills the upper triangle of S's array and its diagonal, which is remembered.

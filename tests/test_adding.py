@@ -12,7 +12,9 @@ from sklearn.utils import estimator_checks
 from streamcnn import ConvFeatures, ConvLayer, FeatureStore, StreamCNNClassifier, adding, load_model, open_images
 from streamcnn.errors import DataError, MemoryBudgetError, NotKeptError, StoreError
 from streamcnn.files import FolderLock
-from streamcnn.newton import LinearProblem, continued, solve
+from streamcnn.linear import LinearProblem
+from streamcnn.newton import continued, solve
+from streamcnn.progress import CountedRows
 from streamcnn.rows import ArrayRows
 from streamcnn.shards import StoredRows
 
@@ -51,7 +53,7 @@ def assert_same_model(one, other):
 
 
 def objective(rows, positive, weights, coef, intercept):
-    """f of `streamcnn.newton` with C = 1 for scaled rows, float64."""
+    """f of `streamcnn.linear` with C = 1 for scaled rows, float64."""
     loss = np.square(np.maximum(0, 1 - np.where(positive, 1, -1) * (rows @ coef + intercept)))
     return 0.5 * (coef @ coef + intercept**2) + (weights * loss).sum()
 
@@ -354,17 +356,20 @@ def test_damage_to_added_rows_is_found(tmp_path, parts):
 
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_a_warm_start_needs_fewer_passes(n_classes):
-    """From the planes of most rows the solver is done in 3 passes, by the same measure as from nothing."""
+    """From the planes of most rows the solver is done in 3 passes, by the same measure as from nothing, and reads no row besides."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(4000, 20)).astype(np.float32)
     codes = np.argmax(rows @ rng.normal(size=(20, n_classes)) + 2 * rng.normal(size=(4000, n_classes)), axis=1).astype(np.int32)
-    problem = LinearProblem(ArrayRows(rows), rows.dtype, 0.2, codes, np.linspace(1, 2, n_classes))
+    read = []
+    problem = LinearProblem(CountedRows(ArrayRows(rows), read.append), rows.dtype, 0.2, codes, np.linspace(1, 2, n_classes))
     part = LinearProblem(ArrayRows(rows[:3900]), rows.dtype, 0.2, codes[:3900], problem.row_weights)
     machine, cold = part.machine(solve(part, 1.0, 1e-6, 50)), solve(problem, 1.0, 1e-6, 50)
+    read.clear()
     start = continued(problem, 1.0, machine.coef, machine.intercept, np.arange(n_classes))
-    # one in float64, the other in blocks of float32
-    np.testing.assert_allclose(start.start_gradient, cold.start_gradient, rtol=1e-5)
     warm = solve(problem, 1.0, 1e-6, 50, start)
+    assert sum(read) == 4000 * warm.n_passes.max()
+    # float32 products of the first pass from either point
+    np.testing.assert_allclose(warm.start_gradient, cold.start_gradient, rtol=1e-5)
     assert warm.n_passes.max() <= 3 < cold.n_passes.min()
     np.testing.assert_allclose(warm.objective, cold.objective, rtol=1e-6)
 

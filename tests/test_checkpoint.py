@@ -114,7 +114,7 @@ def test_pca_stopped_anywhere_goes_on_to_the_same_bits(parameters, overlap, tmp_
 )
 def test_svm_stopped_anywhere_goes_on_to_the_same_bits(parameters, tmp_path, keep_all, monkeypatch):
     # two planes at a time; the landmarks are looked up again, and with probabilities the rows held out
-    monkeypatch.setattr("streamcnn.newton._HESSIANS", 2 * 8 * 41 * 41)
+    monkeypatch.setattr("streamcnn.hessians._HESSIANS", 2 * 8 * 41 * 41)
     monkeypatch.setattr("streamcnn.nystroem.group_size", lambda m, n: 2)
     check_every_place(tmp_path, svm(**parameters), 3 * len(ROWS))
 

@@ -11,7 +11,7 @@ from sklearn.svm import LinearSVC
 
 from streamcnn.calibration import fit_slope, held_out_rows, probabilities
 from streamcnn.errors import DataError, ParameterError
-from streamcnn.newton import LinearProblem
+from streamcnn.linear import LinearProblem
 from streamcnn.nystroem import Landmarks, NystroemProblem, group_size
 from streamcnn.quasinewton import STEPS, minimise
 from streamcnn.rows import ArrayRows
@@ -121,7 +121,7 @@ def test_a_row_of_weight_two_counts_as_two_rows():
     weights = np.ones(900)
     weights[:100], weights[100:200] = 2, 0
     problem = problem_of(rows, codes, rows[::30])
-    weighted = replace(problem, rows=replace(problem.rows, sample_weight=weights)).solve(1.0, 1e-9, 400)
+    weighted = NystroemProblem(replace(problem.problem, sample_weight=weights), problem.landmarks).solve(1.0, 1e-9, 400)
     repeated = np.concatenate([np.arange(100), np.arange(100), np.arange(200, 900)])
     plain = problem_of(rows[repeated], codes[repeated], rows[::30]).solve(1.0, 1e-9, 400)
     np.testing.assert_allclose(weighted.objective, plain.objective, rtol=1e-8)

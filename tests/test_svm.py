@@ -13,8 +13,10 @@ from sklearn.svm import SVC, LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from streamcnn.errors import DataError, ParameterError
+from streamcnn.hessians import Evaluator, group_size
 from streamcnn.ladder import resolve_kernel, svm_bytes
-from streamcnn.newton import LinearProblem, _Evaluator, _newton_direction, group_size, solve
+from streamcnn.linear import LinearProblem
+from streamcnn.newton import _newton_direction, solve
 from streamcnn.rowinput import row_sizes
 from streamcnn.rows import ArrayRows, _mix, block_rows, row_hash
 from streamcnn.selection import LINEAR_C, RBF_C, RBF_GAMMA, stratified_sample
@@ -120,7 +122,7 @@ def test_planes_solved_in_groups_are_the_same(monkeypatch):
     rows, y = overlapping(1200, 12, 7)
     problem = problem_of(rows.astype(np.float64), y, np.ones(7))
     whole = solve(problem, 1.0, 1e-8, 50)
-    monkeypatch.setattr("streamcnn.newton._HESSIANS", 3 * 8 * 13**2)
+    monkeypatch.setattr("streamcnn.hessians._HESSIANS", 3 * 8 * 13**2)
     assert group_size(12, 7) == 3
     parts = solve(problem, 1.0, 1e-8, 50)
     np.testing.assert_allclose(parts.weights, whole.weights, rtol=1e-8, atol=1e-10)
@@ -145,8 +147,8 @@ def test_hessians_brought_up_to_date_are_those_made_afresh(weighted, monkeypatch
     z = np.hstack([rows.astype(np.float64) / 30, np.ones((9001, 1))])
     rng, live = np.random.default_rng(0), np.array([True, True, True, False])
     for kept in (64 << 20, 0):
-        monkeypatch.setattr("streamcnn.newton._ACTIVE_BITS", kept)
-        with _Evaluator(problem, np.arange(4), 2.0) as evaluator:
+        monkeypatch.setattr("streamcnn.hessians._ACTIVE_BITS", kept)
+        with Evaluator(problem, np.arange(4), 2.0) as evaluator:
             assert (evaluator.before.size > 0) == (kept > 0)
             weights = np.zeros((4, 13))
             evaluator(weights, np.ones(4, bool), at_zero=True)
@@ -171,7 +173,7 @@ def test_hessians_brought_up_to_date_are_those_made_afresh(weighted, monkeypatch
 def test_rounding_of_hessians_does_not_add_up():
     """Once many more rows have been added and taken than are active, the sums are made afresh."""
     rows, y = overlapping(3000, 10, 3)
-    with _Evaluator(problem_of(rows, y, np.ones(3)), np.arange(3), 1.0) as evaluator:
+    with Evaluator(problem_of(rows, y, np.ones(3)), np.arange(3), 1.0) as evaluator:
         for step in range(40):
             weights = np.full((3, 11), 0.3 * (-1) ** step)
             evaluator(weights, np.ones(3, bool), at_zero=False)

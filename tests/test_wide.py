@@ -9,7 +9,8 @@ from sklearn.svm import LinearSVC
 from streamcnn import wide
 from streamcnn.errors import DataError
 from streamcnn.ladder import svm_bytes
-from streamcnn.newton import LinearProblem, solve
+from streamcnn.linear import LinearProblem
+from streamcnn.newton import solve
 from streamcnn.rows import ArrayRows
 from streamcnn.svm import StreamingSVC
 from streamcnn.wide import WIDE, WideSolver, wide_bytes

@@ -16,8 +16,8 @@ errors faults forking files h5files threads slicing rows system drawing tracing 
 kernels.jit kernels kernels.half kernels.checksum kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak kernels.warp
 kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters patches layers network arrays manifest shards shardcheck store checkpoint
-rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca newton rbf
- quasinewton wide nystroem selection ladder calibration svmsaved svm
+rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca
+ linear hessians newton rbf quasinewton wide nystroem selection ladder calibration svmsaved svm
  presets planning stages plan digests features progress runrecord pipeline model fitting adding evaluate
  convfeatures candidates search estimators demo
  warmup reproduce timing cnn baseline gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench
