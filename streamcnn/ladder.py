@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from streamcnn import nystroem
+from streamcnn.decisions import TILE
 from streamcnn.errors import ParameterError
 from streamcnn.hessians import active_bytes, group_size, n_lanes, pass_rows
 from streamcnn.quasinewton import HISTORY
@@ -21,8 +22,6 @@ RBF_ROWS, RBF_CLASSES = 20_000, 100
 NYSTROEM_ROWS = 100_000
 # rows to calibrate probabilities on, at most
 HELD_OUT = 4_000  # and one for each class
-# rows of one decision product: every block is cut into these
-TILE = 64
 # passes of the linear solver from its start to its end; scikit-learn's digits take 9 to 11, for C from 1 to 10 and chosen
 _TYPICAL_PASSES = 12
 # and of the quasi-Newton solvers, on CIFAR-10

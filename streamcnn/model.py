@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from streamcnn.arrays import load_arrays, save_arrays
+from streamcnn.decisions import to_codes
 from streamcnn.drawing import facts_html
 from streamcnn.errors import DataError, ModelError
 from streamcnn.features import FeatureExtractor
@@ -22,7 +23,7 @@ from streamcnn.planning import MemoryPlan
 from streamcnn.progress import Progress
 from streamcnn.rows import recut
 from streamcnn.stages import PREDICT_BLOCK
-from streamcnn.svm import StreamingSVC, to_codes
+from streamcnn.svm import StreamingSVC
 from streamcnn.threads import limit_blas, resolve_n_jobs
 
 FORMAT, FORMAT_VERSION = "streamcnn-model", 1

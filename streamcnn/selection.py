@@ -1,10 +1,10 @@
 """Choosing C and gamma on held-out rows of a small sample that does not depend on how the rows arrive."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
+from streamcnn.decisions import codes_of
 from streamcnn.linear import LinearProblem, LinearSolution
 from streamcnn.nystroem import Landmarks, NystroemProblem
 from streamcnn.rbf import RbfMachine
@@ -90,7 +90,6 @@ def select(
     max_iter: int,
     cache_size: float,
     n_landmarks: int,
-    decide: Callable[..., np.ndarray],
 ) -> tuple[float, float, dict]:
     """Best C and gamma of a small grid on held-out rows; of equals the smaller C, then the smaller gamma.
 
@@ -109,8 +108,6 @@ def select(
         MiB.
     n_landmarks : int
         While choosing, 1,024 at most.
-    decide : callable
-        (machine, raw rows) -> predicted class codes.
 
     Returns
     -------
@@ -144,7 +141,7 @@ def select(
 
     def try_pair(c: float, g: float) -> None:
         if (c, g) not in tried:
-            right = decide(trainer.fit(c, g), test) == codes[held_out]
+            right = codes_of(trainer.fit(c, g), test) == codes[held_out]
             tried[c, g] = float(test_weights[right].sum() / test_weights.sum())
 
     def best() -> tuple[float, float]:

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from streamcnn.decisions import Machine
 from streamcnn.errors import DataError
 from streamcnn.ladder import KERNELS
 from streamcnn.linear import LinearMachine
 from streamcnn.nystroem import NystroemMachine
 from streamcnn.rbf import RbfMachine
 
-Machine = RbfMachine | LinearMachine | NystroemMachine
 # arrays of the machine of each kernel, as public attributes
 ARRAYS = {
     "linear": ("coef_", "intercept_"),

@@ -114,7 +114,7 @@ def test_new_images_become_the_rows_they_are_predicted_by(tmp_path, parts, n_com
 def test_classes_grow_and_stay_sorted(tmp_path, digits, monkeypatch):
     """Two classes become four and then five, names that sort before, between and after the old ones; codes and planes follow them."""
     places = []
-    monkeypatch.setattr("streamcnn.svm.continued", lambda *args: places.append(args[-1].tolist()) or continued(*args))
+    monkeypatch.setattr("streamcnn.svmtraining.continued", lambda *args: places.append(args[-1].tolist()) or continued(*args))
     images, labels = digits[0][:900], np.array(["m", "t", "a", "p", "z", "x"])[np.minimum(digits[1][:900], 5)]
     classifier = make(tmp_path / "s").fit(images[np.isin(labels, ["m", "t"])], labels[np.isin(labels, ["m", "t"])])
     for new in (["a", "z"], ["p"]):
@@ -161,7 +161,7 @@ def test_an_interrupted_call_made_again_adds_once(tmp_path, parts, monkeypatch, 
                 FeatureStore, "writing", lambda self, kind, shard, *rest: written(self, kind, shard, *rest) if shard < 2 else stop()
             )
         elif where == "training":
-            patch.setattr("streamcnn.svm.linear_solver", stop)
+            patch.setattr("streamcnn.svmtraining.linear_solver", stop)
         elif where == "saving":
             patch.setattr("streamcnn.model.save_arrays", stop)
         elif where == "recording":
@@ -187,7 +187,7 @@ def test_after_an_interruption_other_images_may_come(tmp_path, parts, monkeypatc
     whole = make(tmp_path / "a").fit(*first).partial_fit(more[:200], more_labels[:200])
     classifier = make(tmp_path / "b").fit(*first)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("streamcnn.svm.linear_solver", stop)
+        patch.setattr("streamcnn.svmtraining.linear_solver", stop)
         classifier.partial_fit(more, more_labels)
     assert_same_model(classifier.partial_fit(more[:200], more_labels[:200]), whole)
     assert len(kept_rows(tmp_path / "b")) == 900

@@ -10,13 +10,14 @@ from sklearn.model_selection import train_test_split
 from sklearn.svm import LinearSVC
 
 from streamcnn.calibration import fit_slope, held_out_rows, probabilities
+from streamcnn.decisions import decide_rows
 from streamcnn.errors import DataError, ParameterError
 from streamcnn.linear import LinearProblem
 from streamcnn.nystroem import Landmarks, NystroemProblem, group_size
 from streamcnn.quasinewton import STEPS, minimise
 from streamcnn.rows import ArrayRows
 from streamcnn.selection import landmark_rows, most_landmarks
-from streamcnn.svm import StreamingSVC, decide_rows
+from streamcnn.svm import StreamingSVC
 from streamcnn.threads import limit_blas
 
 

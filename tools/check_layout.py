@@ -17,7 +17,8 @@ kernels.jit kernels kernels.half kernels.checksum kernels.simd kernels.naive ker
 kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters patches layers network arrays manifest shards shardcheck store checkpoint
 rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca
- linear hessians newton rbf quasinewton wide nystroem selection ladder calibration svmsaved svm
+ linear hessians newton rbf quasinewton wide nystroem decisions selection ladder
+ calibration svmchecks svmtraining svmsaved svm
  presets planning stages plan digests features progress runrecord pipeline model fitting adding evaluate
  convfeatures candidates search estimators demo
  warmup reproduce timing cnn baseline gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench
