@@ -94,8 +94,7 @@ def pairs_of_few(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     smaller is found again among the rows less what was found, whose largest s is then its own.
     """
     left, found = rows - rows.mean(axis=0, dtype=np.float64), np.zeros(k)
-    # any directions will do in which nothing varies
-    vectors = np.random.default_rng(0).standard_normal((k, rows.shape[1]))
+    vectors = np.empty((k, rows.shape[1]))
     nothing = _NOTHING * np.einsum("ij,ij->", rows, rows, dtype=np.float64)
     done = good = 0
     while done < k:
@@ -111,6 +110,12 @@ def pairs_of_few(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         del values, weights  # as large as the products below
         if done < k:
             left -= (left @ new.T) @ new
+    if done < k:  # any directions will do in which nothing varies
+        random = np.random.default_rng(0)
+        for number in range(k):  # also of those found, so that the numbers of a row follow from its place
+            drawn = random.standard_normal(rows.shape[1])
+            if number >= done:
+                vectors[number] = drawn
     if good < k:  # not all at once
         vectors = np.ascontiguousarray(qr(vectors.T, overwrite_a=True, mode="economic", check_finite=False)[0].T)
     return found, vectors

@@ -1,6 +1,7 @@
-"""Which rows make up each batch of `IncrementalPCA`, whose result depends on it."""
+"""PCA by scikit-learn's `IncrementalPCA`, and which rows make up each of its batches, as its result depends on that."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from sklearn.decomposition import IncrementalPCA
@@ -9,18 +10,19 @@ from streamcnn.rowinput import Batches, check_finite
 from streamcnn.rows import ArrayRows, Rows, recut
 
 _STRIPE = 16
-# what scikit-learn's `partial_fit` finds, and goes on from
-_RESULTS = (
+# what fitting a PCA finds, by scikit-learn's names
+RESULTS = (
     "components_",
-    "singular_values_",
     "mean_",
     "var_",
     "explained_variance_",
     "explained_variance_ratio_",
+    "singular_values_",
     "noise_variance_",
     "n_components_",
-    "n_samples_seen_",
 )
+# and what scikit-learn's goes on from
+_STATE = (*RESULTS, "n_samples_seen_")
 
 
 def default_batch_size(n_components: int) -> int:
@@ -79,13 +81,43 @@ def iter_incremental(source: Rows | Batches, n_components: int, batch_size: int 
         yield batch[:filled]
 
 
-def arrays_of_incremental(pca: IncrementalPCA, n_batches: int) -> dict[str, np.ndarray]:
-    """A fitted `IncrementalPCA` and how many batches it has seen, as arrays."""
-    return {name: np.asarray(getattr(pca, name)) for name in _RESULTS} | {"n_batches": np.array(n_batches)}
+class Incremental:
+    """scikit-learn's `IncrementalPCA`, batch by batch.
 
+    Attributes
+    ----------
+    n : int
+        Rows seen.
+    n_batches : int
+    """
 
-def restore_incremental(pca: IncrementalPCA, arrays: dict[str, np.ndarray]) -> int:
-    """Make `pca` what `arrays_of_incremental` had seen; returns the number of batches."""
-    for name in _RESULTS:
-        setattr(pca, name, arrays[name] if arrays[name].ndim else arrays[name].item())
-    return int(arrays["n_batches"])
+    def __init__(self) -> None:
+        self.n = self.n_batches = 0
+        self._pca = IncrementalPCA()
+
+    def add(self, batch: np.ndarray, n_components: int) -> None:
+        """Take in float64 rows (m, d), which are overwritten; the first batch fixes how many components there are."""
+        self._pca.n_components = int(getattr(self._pca, "n_components_", n_components))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self._pca.partial_fit(batch, check_input=False)
+        # scikit-learn keeps a view, and with it all right singular vectors of the batch
+        self._pca.components_ = self._pca.components_.copy()
+        self.n, self.n_batches = int(self._pca.n_samples_seen_), self.n_batches + 1
+
+    def results(self) -> dict[str, Any]:
+        """`RESULTS` of all rows seen, by name; not copied."""
+        found = {name: getattr(self._pca, name) for name in RESULTS}
+        return found | {"explained_variance_ratio_": np.nan_to_num(found["explained_variance_ratio_"], nan=0.0, posinf=0.0)}
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Everything, as arrays; not copied."""
+        return {name: np.asarray(getattr(self._pca, name)) for name in _STATE} | {"n_batches": np.array(self.n_batches)}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "Incremental":
+        """What `to_arrays` gave, in the memory of `arrays`."""
+        made = cls()
+        for name in _STATE:
+            setattr(made._pca, name, arrays[name] if arrays[name].ndim else arrays[name].item())
+        made.n, made.n_batches = int(arrays["n_samples_seen_"]), int(arrays["n_batches"])
+        return made

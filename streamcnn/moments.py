@@ -2,9 +2,11 @@
 
 import numpy as np
 
-from streamcnn.eigen import leading_pairs, pairs_of_few
+from streamcnn.checkpoint import Checkpoint
+from streamcnn.eigen import few_rows, leading_pairs, pairs_of_few
 from streamcnn.errors import DataError
-from streamcnn.rows import block_rows
+from streamcnn.rowinput import Batches, Pieces, blocks_of, is_rows
+from streamcnn.rows import Rows, block_rows
 from streamcnn.threads import limit_blas, share
 
 # columns of the Gram matrix computed at a time. Measured at 4,096 and 8,192 features: as fast as a whole `ssyrk` and faster
@@ -60,6 +62,11 @@ class Moments:
         self.total = np.zeros(d)
         self.gram = np.zeros((d, d))
         self._strips = [np.empty(min(_STRIP, d) * d, dtype) for _ in range(n_strips(d, n_jobs))]
+
+    @classmethod
+    def about(cls, block: np.ndarray, n_valid: int, n_jobs: int) -> "Moments":
+        """Of no rows yet, shifted by the mean of the first `n_valid` rows of `block`."""
+        return cls(block[:n_valid].mean(axis=0, dtype=np.float64), block.dtype, n_jobs)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Everything, as arrays; not copied."""
@@ -179,6 +186,45 @@ class Moments:
         finally:
             np.fill_diagonal(self.gram, diagonal)
         return np.maximum(values[::-1], 0), make_largest_positive(np.ascontiguousarray(vectors[:, ::-1].T))
+
+
+def moments_of(source: Rows | Batches, dtype, n_jobs: int, checkpoint: Checkpoint) -> tuple[Moments, np.ndarray | None]:
+    """Moments of all rows, and all rows themselves, (n, d) of `dtype`, where they are few (`eigen.few_rows`).
+
+    Parameters
+    ----------
+    source : Rows or Batches
+    dtype : numpy dtype
+    n_jobs : int
+    checkpoint : Checkpoint
+        Keeps the sums between blocks; not of few rows, as sums would lead to other bits than these.
+
+    Raises
+    ------
+    DataError
+        When there is no row, or for NaN or infinity.
+    """
+    d, state = source.n_features, None
+    most = few_rows(d)
+    few = np.empty((most, d), dtype) if getattr(source, "n_rows", 0) <= most else None
+    if few is not None and is_rows(source):
+        checkpoint = Checkpoint()
+    if (left := checkpoint.left()) is not None:
+        state = Moments.from_arrays(left, dtype, n_jobs)
+    block = np.empty((gram_rows(d), d), dtype)
+    pieces = Pieces(source, block_rows(d)) if is_rows(source) else source
+    for start, n_valid in blocks_of(pieces, block, 0 if state is None else state.n):
+        if few is not None and start + n_valid > most:
+            few = None
+        if few is not None:
+            few[start : start + n_valid] = block[:n_valid]
+        if state is None:
+            state = Moments.about(block, n_valid, n_jobs)
+        state.add(block, n_valid)
+        checkpoint.keep(state.to_arrays)
+    if state is None:
+        raise DataError("X must have at least 2 rows, got 0 sample(s)")
+    return state, None if few is None else few[: state.n]
 
 
 def check_squares(squares: np.ndarray) -> None:

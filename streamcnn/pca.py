@@ -1,24 +1,21 @@
 """Principal components of rows that do not fit in memory: step 2 of Lee & Lee (2017)."""
 
 import logging
-from functools import partial
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.decomposition import IncrementalPCA
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from streamcnn.checkpoint import Checkpoint
-from streamcnn.eigen import few_rows
 from streamcnn.errors import DataError, ParameterError
-from streamcnn.incremental import arrays_of_incremental, iter_incremental, restore_incremental
-from streamcnn.moments import Moments, gram_rows
+from streamcnn.incremental import RESULTS, Incremental, iter_incremental
+from streamcnn.moments import Moments, gram_rows, moments_of
 from streamcnn.pcaplan import choose_solver
-from streamcnn.pcasaved import RESULTS, arrays_of, restore
+from streamcnn.pcasaved import arrays_of, restore
 from streamcnn.projection import Projector, deviation
 from streamcnn.randomized import randomized_pca
-from streamcnn.rowinput import Pieces, blocks_of, check_finite, is_batches, is_rows, open_rows
+from streamcnn.rowinput import blocks_of, check_finite, is_batches, is_rows, open_rows
 from streamcnn.rows import ArrayRows, block_rows, iter_blocks
 from streamcnn.threads import limit_blas, resolve_n_jobs
 
@@ -233,7 +230,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         if self.solver == "auto":
             logger.info("PCA solver %s (%s)", self.solver_, self.solver_reason_)
         self.n_samples_seen_, self.n_passes_ = 0, 1
-        self._state: Any = IncrementalPCA() if self.solver_ == "incremental" else None
+        self._state: Any = Incremental() if self.solver_ == "incremental" else None
 
     def _drop_results(self) -> None:
         for name in RESULTS:
@@ -251,7 +248,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _add(self, block: np.ndarray, n_valid: int) -> None:
         if self._state is None:
-            self._state = Moments(block[:n_valid].mean(axis=0, dtype=np.float64), block.dtype, self.n_jobs_)
+            self._state = Moments.about(block, n_valid, self.n_jobs_)
         self._state.add(block, n_valid)
         self.n_samples_seen_ = self._state.n
 
@@ -262,39 +259,25 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             raise DataError(f"X must have at least 2 rows, got {n} sample(s)")
         k = self._check_n_components(n)
         values, vectors = state.leading(k, few)
-        self._keep(values, vectors, state.mean, state.variance)
+        # as exact as the values of few rows are: those along all directions add up to it
+        variance = state.variance if few is None else few.var(axis=0, dtype=np.float64)
+        self._keep(values, vectors, state.mean, variance)
 
     def _fit_covariance(self, source, dtype, checkpoint: Checkpoint) -> None:
-        most = few_rows(self.n_features_in_)
-        few = np.empty((most, self.n_features_in_), dtype) if getattr(source, "n_rows", 0) <= most else None
-        if few is not None and is_rows(source):
-            checkpoint = Checkpoint()  # as sums would lead to other bits than all rows
-        if (left := checkpoint.left()) is not None:
-            self._state = Moments.from_arrays(left, dtype, self.n_jobs_)
-            self.n_samples_seen_ = self._state.n
-        block = np.empty((gram_rows(self.n_features_in_), self.n_features_in_), dtype)
-        pieces = Pieces(source, block_rows(self.n_features_in_)) if is_rows(source) else source
-        for start, n_valid in blocks_of(pieces, block, self.n_samples_seen_):
-            if few is not None and start + n_valid > most:
-                few = None
-            if few is not None:
-                few[start : start + n_valid] = block[:n_valid]
-            self._add(block, n_valid)
-            checkpoint.keep(self._state.to_arrays)
-        del block
-        self._finish(None if few is None else few[: self.n_samples_seen_])
+        self._state, few = moments_of(source, dtype, self.n_jobs_, checkpoint)
+        self.n_samples_seen_ = self._state.n
+        self._finish(few)
 
     def _fit_incremental(self, source, k: int, checkpoint: Checkpoint) -> None:
-        first = 0
         if (left := checkpoint.left()) is not None:
-            first = restore_incremental(self._state, left)
+            self._state = Incremental.from_arrays(left)
             del left  # its components would stay beside those of the batches to come
-            self._copy_incremental()
+            self._take_incremental()
         # without n_components, batches of unknown number decide by the first of them
         known = self.n_components is not None or is_rows(source)
-        for number, batch in enumerate(iter_incremental(source, k if known else 1, self.batch_size, first), first + 1):
+        for batch in iter_incremental(source, k if known else 1, self.batch_size, self._state.n_batches):
             self._add_incremental(batch)
-            checkpoint.keep(partial(arrays_of_incremental, self._state, number))
+            checkpoint.keep(self._state.to_arrays)
         if not self.n_samples_seen_:
             raise DataError("X must have at least 2 rows, got 0 sample(s)")
 
@@ -320,20 +303,13 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         k = self._check_n_components(len(batch) if self.n_samples_seen_ == 0 else self.n_features_in_)
         if self.n_samples_seen_ == 0 and len(batch) == 1:
             raise DataError("X must have at least 2 rows in its first batch, got 1 sample(s)")
-        # an int, as the first batch fixes how many there are
-        self._state.n_components = int(getattr(self._state, "n_components_", k))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            self._state.partial_fit(batch, check_input=False)
-        # scikit-learn keeps a view, and with it all right singular vectors of the batch
-        self._state.components_ = self._state.components_.copy()
-        self._copy_incremental()
+        self._state.add(batch, k)
+        self._take_incremental()
 
-    def _copy_incremental(self) -> None:
-        """Results of scikit-learn's estimator as ours."""
-        for name in RESULTS:
-            setattr(self, name, getattr(self._state, name))
-        self.explained_variance_ratio_ = np.nan_to_num(self.explained_variance_ratio_, nan=0.0, posinf=0.0)
-        self.n_samples_seen_ = int(self._state.n_samples_seen_)
+    def _take_incremental(self) -> None:
+        for name, value in self._state.results().items():
+            setattr(self, name, value)
+        self.n_samples_seen_ = self._state.n
         self._projector = None
 
     # -- use -----------------------------------------------------------------------------------------------------------

@@ -5,19 +5,8 @@ from typing import Any
 import numpy as np
 
 from streamcnn.errors import DataError
+from streamcnn.incremental import RESULTS
 from streamcnn.pcaplan import SOLVERS
-
-# what fitting finds
-RESULTS = (
-    "components_",
-    "mean_",
-    "var_",
-    "explained_variance_",
-    "explained_variance_ratio_",
-    "singular_values_",
-    "noise_variance_",
-    "n_components_",
-)
 
 
 def arrays_of(pca) -> dict[str, np.ndarray]:

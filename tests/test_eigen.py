@@ -1,10 +1,9 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from scipy.linalg import eigh
 
 from streamcnn import StreamingPCA, eigen
+from streamcnn.checkpoint import FileCheckpoint
 from streamcnn.moments import Moments, n_strips
 from streamcnn.threads import limit_blas, share
 
@@ -102,20 +101,26 @@ def rows_of(n, dtype=np.float32, decay=-0.5, seed=0):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (40, 39), (75, 20)])
 def test_components_of_few_rows_are_those_of_all_their_features(dtype, n, k, monkeypatch):
-    """Up to a quarter as many rows as features: pairs, mean and ratios as by LAPACK's SVD in float64, without any d x d eigenproblem."""
-    monkeypatch.setattr("streamcnn.moments.leading_pairs", lambda *a: pytest.fail("of all features"))
+    """Up to a quarter as many rows as features: pairs, mean and ratios as by LAPACK's SVD in float64, without any d x d eigenproblem, and
+    without random directions where there are enough of the rows' own."""
     rows = rows_of(n, dtype)
+    monkeypatch.setattr("streamcnn.moments.leading_pairs", lambda *a: pytest.fail("of all features"))
+    monkeypatch.setattr("numpy.random.default_rng", lambda *a: pytest.fail("at random"))
     pca = StreamingPCA(k, solver="covariance").fit(rows)
     centred = rows - rows.mean(0, dtype=np.float64)
     singular = np.linalg.svd(centred, compute_uv=False)
     np.testing.assert_allclose(pca.singular_values_, singular[:k], rtol=1e-6 if dtype == np.float32 else 1e-10)
+    total = np.square(singular).sum()
+    np.testing.assert_allclose(pca.explained_variance_ratio_, np.square(singular[:k]) / total, rtol=1e-10)
+    # what is left over by those of all directions is the rounding of float64
+    np.testing.assert_allclose(pca.noise_variance_ * (n - 1), (total - np.square(singular[:k]).sum()) / (n - k), atol=1e-12 * total)
     np.testing.assert_allclose(pca.components_ @ pca.components_.T, np.eye(k), atol=1e-9)
     shares = np.square(centred @ pca.components_.T).sum(0) / np.square(singular[:k])  # of the variance along the true ones
     np.testing.assert_allclose(shares, 1, rtol=1e-6)
     assert all(vector[np.abs(vector).argmax()] > 0 for vector in pca.components_)
 
 
-def test_few_rows_in_batches_have_the_same_bits_and_one_more_is_not_few():
+def test_few_rows_in_batches_have_the_same_bits_and_one_more_is_not_few(tmp_path, monkeypatch):
     """As an array, in batches of any size, and after an interruption; 76 of 300 features are many, whoever brings them."""
     for n, few in ((75, True), (76, False)):
         rows = rows_of(n)
@@ -123,9 +128,19 @@ def test_few_rows_in_batches_have_the_same_bits_and_one_more_is_not_few():
         for size in (1, 13, 80):
             batches = [rows[start : start + size] for start in range(0, n, size)]
             assert np.array_equal(StreamingPCA(10, solver="covariance").fit(batches).components_, expected)
-        kept = []
-        StreamingPCA(10, solver="covariance").fit(rows, checkpoint=SimpleNamespace(left=lambda: None, keep=kept.append))
-        assert bool(kept) is not few
+        with monkeypatch.context() as patch:
+            patch.setattr("streamcnn.checkpoint.STATE_SECONDS", 0)
+            patch.setattr(Moments, "leading", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                StreamingPCA(10, solver="covariance").fit(rows, checkpoint=FileCheckpoint(tmp_path / f"{n}/pca", "digest", durable=False))
+        resumed = FileCheckpoint(tmp_path / f"{n}/pca", "digest", durable=False)
+        assert np.array_equal(StreamingPCA(10, solver="covariance").fit(rows, checkpoint=resumed).components_, expected)
+        # sums are gone on from, few rows are read again
+        assert resumed.used is not few
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
 
 
 def test_few_rows_may_vary_in_fewer_directions_than_are_wanted(monkeypatch):
