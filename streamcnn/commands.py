@@ -25,7 +25,7 @@ from streamcnn.progress import Progress
 from streamcnn.runrecord import record_evaluation
 from streamcnn.search import stored_search
 from streamcnn.stages import evaluate_claims
-from streamcnn.store import delete_store
+from streamcnn.storefolder import delete_store
 from streamcnn.threads import resolve_n_jobs
 
 

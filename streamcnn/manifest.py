@@ -8,18 +8,97 @@ import json
 import re
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from streamcnn.untrusted import parse_json
+from streamcnn.errors import StoreError
+from streamcnn.faults import step
+from streamcnn.files import flush_to_disk, fsync_folder, replacing, writing
+from streamcnn.untrusted import fits_json, parse_json, read_small
 
 KINDS = ("features", "reduced", "added")
 STAGE_ORDER = ("filters", "extract", "pca", "project", "svm", "add", "save")
 """In which stages run; files of JSON have them in the order of the alphabet."""
-MAX_MANIFEST_BYTES = 1 << 26
-"""Bytes of a manifest that is read; lines of shards are about 350 bytes, so these are 190,000 shards or 6 TB."""
+# of a manifest that is read; lines of shards are about 350 bytes, so these are 190,000 shards or 6 TB
+_MAX_BYTES = 1 << 26
 _STAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _MAX_ROWS = 1 << 48
+
+
+class Manifest:
+    """Entries of the finished shards and stages of a store, and the file that has a line of each.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the store.
+    durable : bool
+        Flush to disk what is written.
+
+    Attributes
+    ----------
+    entries : list of dict
+
+    Raises
+    ------
+    StoreError
+        When the file is damaged. A torn last line is dropped, and written over by the next entry.
+    """
+
+    def __init__(self, folder: Path, durable: bool):
+        self.folder, self.durable, self._path = folder, durable, folder / "manifest.jsonl"
+        self.entries: list[dict[str, Any]] = self._read() if self._path.exists() else []
+
+    def _read(self) -> list[dict[str, Any]]:
+        entries = []
+        lines = read_small(self._path, _MAX_BYTES, StoreError).split(b"\n")
+        for number, line in enumerate(lines):
+            if not line:
+                continue
+            entry = entry_of(line)
+            if entry is None:
+                if number == len(lines) - 1:  # no newline after it: the process died while writing this line
+                    break
+                raise StoreError(f"{self._path}: line {number + 1} is damaged; remove that line to recompute what it described")
+            entries.append(entry)
+        if (twice := _duplicate(entries)) is not None:
+            raise StoreError(f"{self._path} describes {twice.get('file', twice.get('stage'))} twice; remove one of the lines")
+        return entries
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Append the line of an entry, which counts once this has returned."""
+        line = line_of(entry)
+        if not fits_json(line):
+            raise StoreError(f"{self._path}: a line of {len(line)} bytes could not be read again; use fewer or shorter class names")
+        good = b"".join(line_of(e) for e in self.entries)
+        if self._path.exists() and self._path.stat().st_size != len(good):  # a torn line must not glue itself to the next
+            self._rewrite()
+        what = entry.get("file", entry.get("stage"))
+        with writing(self._path):
+            step(f"line for {what}")
+            with self._path.open("ab") as file:
+                file.write(line)
+                file.flush()
+                if self.durable:
+                    step(f"fsync line for {what}")
+                    flush_to_disk(file.fileno())
+            if self.durable and not self.entries:
+                fsync_folder(self.folder)
+        self.entries.append(entry)
+
+    def drop(self, stale: Callable[[dict[str, Any]], bool]) -> bool:
+        """Remove the entries that are `stale`, the whole file at once; whether there were any."""
+        left = [entry for entry in self.entries if not stale(entry)]
+        if len(left) == len(self.entries):
+            return False
+        self.entries = left
+        self._rewrite()
+        return True
+
+    def _rewrite(self) -> None:
+        with replacing(self._path, self.durable) as temporary:
+            temporary.write_bytes(b"".join(line_of(entry) for entry in self.entries))
 
 
 def line_of(entry: dict[str, Any]) -> bytes:
@@ -66,7 +145,7 @@ def _is_shard(entry: dict[str, Any]) -> bool:
     return fits and _HEX.fullmatch(hashed) is not None and entry.get("file") == f"{kind}/{entry['shard']:05d}.h5"
 
 
-def duplicate(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _duplicate(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
     """An entry of a shard or stage that an entry before it describes too, or None."""
     seen = set()
     for entry in entries:
@@ -88,6 +167,15 @@ def config_text(config: dict[str, Any]) -> str:
 
 def _config_crc(config: dict[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(config, sort_keys=True).encode()):08x}"
+
+
+def write_config(path: Path, config: dict[str, Any], durable: bool) -> None:
+    """Replace `config.json`, the whole file at once."""
+    text = config_text(config).encode()
+    if not fits_json(text):
+        raise StoreError(f"{path} cannot have {len(text)} bytes, which could not be read again: use fewer or shorter class names")
+    with replacing(path, durable) as temporary:
+        temporary.write_bytes(text)
 
 
 def checked_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -139,13 +227,13 @@ _BEFORE_CRC = {"format_version", *_CONFIG}
 
 __all__ = [
     "KINDS",
-    "MAX_MANIFEST_BYTES",
     "STAGE_ORDER",
+    "Manifest",
     "checked_config",
     "checked_values",
     "config_text",
-    "duplicate",
     "entry_of",
     "is_class_list",
     "line_of",
+    "write_config",
 ]

@@ -10,8 +10,9 @@ import numpy as np
 
 from streamcnn.errors import StoreError
 from streamcnn.faults import step
+from streamcnn.files import replacing
 from streamcnn.forking import ThreadLock, tell_child
-from streamcnn.h5files import NewFile
+from streamcnn.h5files import NewFile, creating
 from streamcnn.untrusted import H5_ERRORS, OWN_FILTERS, open_h5, plain_dataset
 
 HDF5_CHUNK_BYTES = 1 << 18
@@ -249,3 +250,23 @@ class StoredRows:
     def read_labels(self, start: int, stop: int) -> np.ndarray:
         """Label codes (m,) int64 of rows `start` to `stop`."""
         return self.raw("labels", start, stop)
+
+
+def write_virtual(path: Path, shards: list[dict[str, Any]], durable: bool) -> None:
+    """Write a file whose `features` and `labels` are those of all `shards`, entries of the manifest of its folder: no row is copied."""
+    with replacing(path, durable) as temporary, creating(temporary) as file:
+        shape = (sum(e["rows"] for e in shards), shards[0]["n_features"])
+        for name, full, dtype, fill in (("features", shape, shards[0]["dtype"], np.nan), ("labels", shape[:1], "<i8", -1)):
+            layout = h5py.VirtualLayout(full, dtype)
+            for e in shards:
+                layout[e["start"] : e["start"] + e["rows"]] = h5py.VirtualSource(e["file"], name, (e["rows"], *full[1:]))
+            file.create_virtual_dataset(name, layout, fillvalue=fill)
+
+
+def virtual_is_whole(path: Path, shards: list[dict[str, Any]]) -> bool:
+    """Whether what `write_virtual` wrote can be opened and is over all of `shards`; streamcnn itself never reads it."""
+    try:
+        with open_h5(path, StoreError, links=False) as file:
+            return {source.file_name for source in file["features"].virtual_sources()} == {e["file"] for e in shards}
+    except H5_ERRORS:
+        return False

@@ -19,32 +19,30 @@ not forgery: who can write the shards can write the manifest too.
 """
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from streamcnn.arrays import load_arrays, save_arrays
 from streamcnn.drawing import facts_html
 from streamcnn.errors import DataError, StoreError
 from streamcnn.faults import step
-from streamcnn.files import TEMPORARY_SUFFIX, FolderLock, flush_to_disk, fsync_folder, replacing, writing
-from streamcnn.forking import tell_child
+from streamcnn.files import FolderLock, replacing, writing
 from streamcnn.h5files import creating
-from streamcnn.manifest import KINDS, MAX_MANIFEST_BYTES, STAGE_ORDER, checked_config, config_text, duplicate, entry_of, line_of
+from streamcnn.manifest import KINDS, STAGE_ORDER, Manifest, checked_config, write_config
 from streamcnn.memory import format_bytes
 from streamcnn.shardcheck import check_bytes, is_there, shard_errors
-from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows
-from streamcnn.untrusted import H5_ERRORS, MAX_JSON_BYTES, check_regular, first_line, fits_json, open_h5, parse_json, read_small
+from streamcnn.shards import HDF5_CHUNK_BYTES, ShardWriter, StoredRows, virtual_is_whole, write_virtual
+from streamcnn.storefolder import StoreFolder, check_empty
+from streamcnn.untrusted import MAX_JSON_BYTES, first_line, parse_json, read_small
 
 FORMAT, FORMAT_VERSION = "streamcnn-store", 1
 
 
-class FeatureStore:
+class FeatureStore(StoreFolder):
     """A folder of feature rows larger than memory.
 
     A shard's hash is compared once, when an opened store first reads of it, HDF5's checksums at every read.
@@ -80,31 +78,20 @@ class FeatureStore:
     """
 
     def __init__(self, path: str | Path, durable: bool = True):
-        self.path = Path(path)
-        self.durable = durable
+        super().__init__(path, durable)
         self.checksums = True  # False only to measure what they cost
-        self._lock = FolderLock(self.path)
-        self._locked = self._in_parent = False
-        if not self.path.is_dir():
-            raise StoreError(f"{self.path}: no such folder")
         # shards that were written or compared with their hash here
         self._sound: set[str] = set()
-        self._check_folder()
-        self.config = self._read_config()
-        self.entries = self._read_manifest()
+        self._read()
 
-    def _check_folder(self) -> None:
-        """Refuse links inside, through which files elsewhere would be read, written or deleted."""
-        try:
-            for folder in (self.path, *(self.path / name for name in (*KINDS, "stages", "checkpoints")), *self.path.glob("checkpoints/*")):
-                for entry in os.scandir(folder) if folder.is_dir() else ():
-                    # a junction is Windows' link to a folder
-                    if entry.is_symlink() or getattr(entry, "is_junction", bool)():
-                        raise StoreError(f"{entry.path} is a symbolic link, which no store has inside: put the file or folder itself there")
-        except OSError as error:
-            if isinstance(error, StoreError):
-                raise
-            raise StoreError(f"{self.path} cannot be read ({first_line(error)})") from error
+    def _read(self) -> None:
+        self.config = self._read_config()
+        self._manifest = Manifest(self.path, self.durable)
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """What the manifest holds, not to be changed."""
+        return self._manifest.entries
 
     def _read_config(self) -> dict[str, Any]:
         path = self.path / "config.json"
@@ -132,7 +119,7 @@ class FeatureStore:
             When it cannot be written.
         """
         path = Path(path)
-        _check_empty(path)
+        check_empty(path)
         with writing(path):
             step(f"make folder {path.name}")
             path.mkdir(parents=True, exist_ok=True)
@@ -140,9 +127,9 @@ class FeatureStore:
         first.acquire()
         try:
             # another process may have made its store meanwhile
-            _check_empty(path)
+            check_empty(path)
             base = {"format": FORMAT, "format_version": FORMAT_VERSION, "digests": {}}
-            _write_config(path / "config.json", base | (config or {}), durable)
+            write_config(path / "config.json", base | (config or {}), durable)
         finally:
             first.release()
         store = cls(path, durable)
@@ -151,94 +138,16 @@ class FeatureStore:
 
     def lock(self) -> None:
         """Take the store for this process, not for its forked children, and clear away what a killed one left half-written."""
-        self._check_folder()
-        if (lock := self._lock.path).exists():
-            check_regular(lock, StoreError, links=False)
-        self._lock.acquire()
-        self._locked, self._in_parent = True, False
-        tell_child(self)
-        # another process may have had it until now
-        self.config, self.entries = self._read_config(), self._read_manifest()
-        for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
-            if not leftover.is_dir():
-                with writing(leftover):
-                    leftover.unlink(missing_ok=True)
-
-    def after_fork(self) -> None:
-        """See `forking.tell_child`: the lock stays the parent's, and is free as soon as that lets go of it."""
-        self._in_parent = self._in_parent or self._locked
-        self._lock.release()
-
-    def _check_process(self) -> None:
-        if self._in_parent:
-            raise StoreError(
-                f"{self.path} is locked by the process that this one was forked from: open the store here, by FeatureStore(path), and lock "
-                "it once that has closed it"
-            )
-
-    def close(self) -> None:
-        """Release the lock, if held."""
-        self._locked = False
-        self._lock.release()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
-    # -- manifest ---------------------------------------------------------------------------------------------------------
-    def _read_manifest(self) -> list[dict[str, Any]]:
-        path = self.path / "manifest.jsonl"
-        if not path.exists():
-            return []
-        entries = []
-        lines = read_small(path, MAX_MANIFEST_BYTES, StoreError).split(b"\n")
-        for number, line in enumerate(lines):
-            if not line:
-                continue
-            entry = entry_of(line)
-            if entry is None:
-                if number == len(lines) - 1:  # no newline after it: the process died while writing this line
-                    break
-                raise StoreError(f"{path}: line {number + 1} is damaged; remove that line to recompute what it described")
-            entries.append(entry)
-        if (twice := duplicate(entries)) is not None:
-            raise StoreError(f"{path} describes {twice.get('file', twice.get('stage'))} twice; remove one of the lines")
-        return entries
-
-    def _record(self, entry: dict[str, Any]) -> None:
-        self._check_process()
-        path, line = self.path / "manifest.jsonl", line_of(entry)
-        if not fits_json(line):
-            raise StoreError(f"{path}: a line of {len(line)} bytes could not be read again; use fewer or shorter class names")
-        good = b"".join(line_of(e) for e in self.entries)
-        if path.exists() and path.stat().st_size != len(good):  # a torn line must not glue itself to the next
-            self._rewrite_manifest()
-        what = entry.get("file", entry.get("stage"))
-        with writing(path):
-            step(f"line for {what}")
-            with path.open("ab") as file:
-                file.write(line)
-                file.flush()
-                if self.durable:
-                    step(f"fsync line for {what}")
-                    flush_to_disk(file.fileno())
-            if self.durable and not self.entries:
-                fsync_folder(self.path)
-        self.entries.append(entry)
-
-    def _rewrite_manifest(self) -> None:
-        self._check_process()
-        with replacing(self.path / "manifest.jsonl", self.durable) as temporary:
-            temporary.write_bytes(b"".join(line_of(entry) for entry in self.entries))
+        super().lock()
+        self._read()  # another process may have had it until now
+        self._remove_leftovers()
 
     def update_config(self, **values: Any) -> None:
         """Replace entries of `config.json`, the whole file at once."""
         self._check_process()
         config = self.config | values
         if config != self.config:
-            _write_config(self.path / "config.json", config, self.durable)
+            write_config(self.path / "config.json", config, self.durable)
             self.config = config
 
     # -- stages -----------------------------------------------------------------------------------------------------------
@@ -249,14 +158,12 @@ class FeatureStore:
     def finish(self, stage: str, digest: str, arrays: dict[str, np.ndarray] | None = None, **info: Any) -> None:
         """Record a stage as finished, with the arrays it has learnt."""
         self._check_process()
-        if any(e.get("stage") == stage for e in self.entries):  # its file is about to be another
-            self.entries = [e for e in self.entries if e.get("stage") != stage]
-            self._rewrite_manifest()
+        self._manifest.drop(lambda entry: entry.get("stage") == stage)  # its file is about to be another
         if arrays is not None:
             header = {"format": "streamcnn-stage", "format_version": 1, "stage": stage, "digest": digest}
             self._make_folder("stages")
             save_arrays(self.path / "stages" / f"{stage}.h5", arrays, header, self.durable)
-        self._record({"stage": stage, "digest": digest, "arrays": arrays is not None, **info})
+        self._manifest.add({"stage": stage, "digest": digest, "arrays": arrays is not None, **info})
 
     def stage_arrays(self, stage: str, digest: str, memory_limit: int | None = None) -> dict[str, np.ndarray] | None:
         """Arrays of a finished stage, or None when they are missing, damaged or of another digest."""
@@ -278,10 +185,8 @@ class FeatureStore:
 
     def drop_added(self) -> None:
         """Drop all that was added to a finished fit."""
-        left = [e for e in self.entries if e.get("kind") != "added" and not e.get("stage", "").startswith("added")]
-        if len(left) < len(self.entries):
-            self.entries = left
-            self._rewrite_manifest()
+        self._check_process()
+        self._manifest.drop(lambda entry: entry.get("kind") == "added" or entry.get("stage", "").startswith("added"))
         shutil.rmtree(self.path / "added", ignore_errors=True)
 
     # -- shards -----------------------------------------------------------------------------------------------------------
@@ -304,12 +209,8 @@ class FeatureStore:
             errors = shard_errors(self.path, found, check)
         keep = [e for e, error in zip(found, errors) if error is None]
         kept = {id(e) for e in keep}
-        stale = [e for e in self.shards(kind) if id(e) not in kept]
-        if stale:
-            self.entries = [e for e in self.entries if e.get("kind") != kind or id(e) in kept]
-            self._rewrite_manifest()
-            if kind == "features":
-                (self.path / "features.h5").unlink(missing_ok=True)
+        if self._manifest.drop(lambda entry: entry.get("kind") == kind and id(entry) not in kept) and kind == "features":
+            (self.path / "features.h5").unlink(missing_ok=True)
         names = {e["file"] for e in keep}
         self._sound = {name for name in self._sound if not name.startswith(f"{kind}/") or name in names} | (names if check else set())
         for file in (self.path / kind).glob("*.h5"):
@@ -318,14 +219,6 @@ class FeatureStore:
                     step(f"remove {file.name}")
                     file.unlink()
         return {e["shard"] for e in keep}
-
-    def _make_folder(self, name: str) -> None:
-        if (folder := self.path / name).is_dir():
-            return
-        with writing(folder):
-            folder.mkdir()
-            if self.durable:
-                fsync_folder(self.path)
 
     @contextlib.contextmanager
     def writing(self, kind: str, shard: int, start: int, n_rows: int, n_features: int, dtype, digest: str) -> Iterator[ShardWriter]:
@@ -343,7 +236,7 @@ class FeatureStore:
             if writer.filled != n_rows:
                 raise StoreError(f"{self.path / name}: {writer.filled} of {n_rows} rows were written")
         self._sound.add(name)
-        self._record(
+        self._manifest.add(
             {"kind": kind, "shard": shard, "start": start, "rows": n_rows, "n_features": n_features, "file": name}
             | {
                 "dtype": np.dtype(dtype).name,
@@ -381,17 +274,9 @@ class FeatureStore:
 
     def write_virtual(self) -> None:
         """Write `features.h5`: all feature shards as one virtual data set, for plain h5py and other programs."""
-        shards = self.shards("features")
-        if not shards:
-            return
-        self.rows_of(shards)  # refuses where some are missing
-        with replacing(self.path / "features.h5", self.durable) as temporary, creating(temporary) as file:
-            shape = (sum(e["rows"] for e in shards), shards[0]["n_features"])
-            for name, full, dtype, fill in (("features", shape, shards[0]["dtype"], np.nan), ("labels", shape[:1], "<i8", -1)):
-                layout = h5py.VirtualLayout(full, dtype)
-                for e in shards:
-                    layout[e["start"] : e["start"] + e["rows"]] = h5py.VirtualSource(e["file"], name, (e["rows"], *full[1:]))
-                file.create_virtual_dataset(name, layout, fillvalue=fill)
+        if shards := self.shards("features"):
+            self.rows_of(shards)  # refuses where some are missing
+            write_virtual(self.path / "features.h5", shards, self.durable)
 
     # -- reading ----------------------------------------------------------------------------------------------------------
     @property
@@ -463,32 +348,13 @@ class FeatureStore:
         for entry in self.entries:
             if "stage" in entry and entry.get("arrays", False) and self.stage_arrays(entry["stage"], entry["digest"], memory_limit) is None:
                 problems.append(f"stages/{entry['stage']}.h5: missing or damaged; {way_out('stage')}")
-        if (self.path / "features.h5").exists() and not self._virtual_is_whole():
+        if (virtual := self.path / "features.h5").exists() and not virtual_is_whole(virtual, self.shards("features")):
             problems.append(f"features.h5: damaged; {way_out('features')}")
         return problems
-
-    def _virtual_is_whole(self) -> bool:
-        """Whether `features.h5` can be opened and is over all feature shards; streamcnn itself never reads it."""
-        try:
-            with open_h5(self.path / "features.h5", StoreError, links=False) as file:
-                return {source.file_name for source in file["features"].virtual_sources()} == {e["file"] for e in self.shards("features")}
-        except H5_ERRORS:
-            return False
 
     def drop_checkpoints(self) -> None:
         """Remove what stages have kept while they ran."""
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all files in the store."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
-
-    def delete(self) -> None:
-        """Remove the store's folder and all in it."""
-        self._check_process()
-        self.close()
-        delete_store(self.path)
 
     def __repr__(self):
         return f"FeatureStore({str(self.path)!r}: {self.n_rows} rows of {self.n_features} features, {format_bytes(self.nbytes)})"
@@ -510,36 +376,8 @@ class FeatureStore:
         )
 
 
-def _check_empty(path: Path) -> None:
-    """Refuse a path that is there already, but for a folder that holds nothing, or what systems and dead processes leave behind."""
-    junk = ("Thumbs.db", "desktop.ini")
-
-    def counts(file: Path) -> bool:
-        return file.suffix != TEMPORARY_SUFFIX and not file.name.startswith(".") and file.name not in junk
-
-    if path.exists() and (not path.is_dir() or any(map(counts, path.iterdir()))):
-        raise StoreError(f"{path} is not an empty folder: choose another, or an existing store to reuse")
-
-
-def delete_store(path: Path) -> None:
-    """Remove a store; one that is left half-removed can still be opened."""
-    if path.is_dir():
-        for part in path.iterdir():
-            if part.is_dir():
-                shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(path, ignore_errors=True)
-
-
 def way_out(kind: str) -> str:
     """What puts a damaged part of a store right: shards of a kind, or stages."""
     if kind == "added":
         return "fit again, then add the images again"
     return "fit again with --resume to recompute it"
-
-
-def _write_config(path: Path, config: dict[str, Any], durable: bool) -> None:
-    text = config_text(config).encode()
-    if not fits_json(text):
-        raise StoreError(f"{path} cannot have {len(text)} bytes, which could not be read again: use fewer or shorter class names")
-    with replacing(path, durable) as temporary:
-        temporary.write_bytes(text)

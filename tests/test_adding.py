@@ -13,6 +13,7 @@ from streamcnn import ConvFeatures, ConvLayer, FeatureStore, StreamCNNClassifier
 from streamcnn.errors import DataError, MemoryBudgetError, NotKeptError, StoreError
 from streamcnn.files import FolderLock
 from streamcnn.linear import LinearProblem
+from streamcnn.manifest import Manifest
 from streamcnn.newton import continued, solve
 from streamcnn.progress import CountedRows
 from streamcnn.rows import ArrayRows
@@ -165,8 +166,8 @@ def test_an_interrupted_call_made_again_adds_once(tmp_path, parts, monkeypatch, 
         elif where == "saving":
             patch.setattr("streamcnn.model.save_arrays", stop)
         elif where == "recording":
-            record = FeatureStore._record
-            patch.setattr(FeatureStore, "_record", lambda self, entry: stop() if "stage" in entry else record(self, entry))
+            record = Manifest.add
+            patch.setattr(Manifest, "add", lambda self, entry: stop() if "stage" in entry else record(self, entry))
         else:
             patch.setattr("streamcnn.estimators.add_images", lambda *args, **more: stop(adding.add_images(*args, **more)))
         with pytest.raises(KeyboardInterrupt):

@@ -315,7 +315,7 @@ def test_a_forked_child_neither_writes_to_a_locked_store_nor_keeps_it_locked(tmp
         assert pipe.recv() == "end"
 
     child = Forked(work)
-    assert child.receive() == (5, 0)
+    assert child.receive() == (6, 0)
     assert (store.path / "manifest.jsonl").read_bytes() == before
     store.append(np.ones((3, 200), np.float16))
     store.close()

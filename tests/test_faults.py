@@ -19,7 +19,8 @@ from streamcnn.checkpoint import FileCheckpoint
 from streamcnn.errors import ParameterError, StoreError
 from streamcnn.faults import EXIT_CODE
 from streamcnn.progress import interruptible
-from streamcnn.store import KINDS, FeatureStore, delete_store
+from streamcnn.store import KINDS, FeatureStore
+from streamcnn.storefolder import delete_store
 
 N_IMAGES = 2500
 VARIANTS = {
@@ -366,7 +367,7 @@ def test_verify_data_says_where_it_cannot_be_done(tmp_path):
     with FeatureStore(tmp_path / "store") as store:
         store.lock()
         del store.shards("features")[0]["data_sha256"]
-        store._rewrite_manifest()
+        store._manifest._rewrite()
     with pytest.raises(StoreError, match="was made before images had digests there"):
         classifier.fit(images, labels, verify_data=True)
 
