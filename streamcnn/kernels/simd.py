@@ -16,10 +16,9 @@ from numba import extending, types
 from numba.core import cgutils, config
 
 from streamcnn.kernels import ACTIVATIONS, POOLS
+from streamcnn.kernels.emitter import F32, F64, I32, I64, Emitter
 
 intrinsic: Any = extending.intrinsic  # its callers pass all arguments but the first, which type checkers cannot know
-
-_I32, _I64, _F32, _F64 = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
 
 
 def make_tile(positions: int, filters: int, lanes: int) -> np.ndarray:
@@ -51,68 +50,13 @@ def _shape_of(tile) -> tuple[int, int, int]:
     return tile.dtype.fields["accumulators"].type.shape
 
 
-class _Emitter:
-    """Short names for the LLVM instructions the intrinsics use."""
-
-    def __init__(self, context, builder, signature, args, lanes):
-        self.context, self.b, self.types, self.args, self.lanes = context, builder, signature.args, args, lanes
-        self.vector = ir.VectorType(_F32, lanes)
-
-    def data(self, i):
-        """Pointer to the first element of array argument `i`."""
-        return self.context.make_array(self.types[i])(self.context, self.b, self.args[i]).data
-
-    def int(self, value):
-        return ir.Constant(_I64, value)
-
-    def at(self, pointer, *offsets):
-        for offset in offsets:
-            pointer = self.b.gep(pointer, [self.int(offset) if isinstance(offset, int) else offset])
-        return pointer
-
-    def load(self, pointer, element=None, align=4):
-        vector = self.vector if element is None else ir.VectorType(element, self.lanes)
-        value = self.b.load(self.b.bitcast(pointer, vector.as_pointer()))
-        value.align = align
-        return value
-
-    def store(self, value, pointer):
-        self.b.store(value, self.b.bitcast(pointer, self.vector.as_pointer())).align = 4
-
-    def splat(self, scalar):
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        first = self.b.insert_element(undefined, scalar, ir.Constant(_I32, 0))
-        return self.b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes))
-
-    def constant(self, value):
-        return ir.Constant(self.vector, [value] * self.lanes)
-
-    def call(self, name, *values):
-        kind = ir.FunctionType(self.vector, [self.vector] * len(values))
-        return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, f"llvm.{name}.v{self.lanes}f32"), values)
-
-    def is_code(self, value, code):
-        return self.b.icmp_signed("==", value, ir.Constant(value.type, code))
-
-    def transpose(self, vectors):
-        """Transpose `lanes` vectors of `lanes` elements by log2(lanes) perfect shuffles."""
-        n, half = self.lanes, self.lanes // 2
-        mask = ir.VectorType(_I32, n)
-        low = ir.Constant(mask, [i // 2 + n * (i % 2) for i in range(n)])
-        high = ir.Constant(mask, [half + i // 2 + n * (i % 2) for i in range(n)])
-        for _ in range(n.bit_length() - 1):
-            pairs = [(vectors[i], vectors[i + half]) for i in range(half)]
-            vectors = [self.b.shuffle_vector(a, c, m) for a, c in pairs for m in (low, high)]
-        return vectors
-
-
 @intrinsic
 def tile_shape(typingctx, tile):
     """(P, F, L) of a tile as constants."""
     shape = _shape_of(tile)
 
     def generate(context, builder, signature, args):
-        return context.make_tuple(builder, signature.return_type, [ir.Constant(_I64, n) for n in shape])
+        return context.make_tuple(builder, signature.return_type, [ir.Constant(I64, n) for n in shape])
 
     return types.UniTuple(types.int64, 3)(tile), generate
 
@@ -123,7 +67,7 @@ def interleave(typingctx, images, starts, offset, buffer, at, tile):
     lanes = _shape_of(tile)[2]
 
     def generate(context, builder, signature, args):
-        e = _Emitter(context, builder, signature, args, lanes)
+        e = Emitter(context, builder, signature, args, lanes)
         source, starts_, offset_, target = e.data(0), e.data(1), args[2], e.at(e.data(3), args[4])
         element = source.type.pointee if hasattr(source.type, "pointee") else context.get_value_type(images.dtype)
         vectors = []
@@ -131,7 +75,7 @@ def interleave(typingctx, images, starts, offset, buffer, at, tile):
             start = builder.load(e.at(starts_, lane))
             vectors.append(e.load(e.at(source, start, offset_), element, align=images.dtype.bitwidth // 8))
         for i, vector in enumerate(e.transpose(vectors)):
-            e.store(vector if element == _F32 else builder.uitofp(vector, e.vector), e.at(target, i * lanes))
+            e.store(vector if element == F32 else builder.uitofp(vector, e.vector), e.at(target, i * lanes))
         return context.get_dummy_value()
 
     return types.void(images, starts, offset, buffer, at, tile), generate
@@ -148,7 +92,7 @@ def deinterleave(typingctx, buffer, at, out, starts, offset, n_lanes, tile):
     lanes = _shape_of(tile)[2]
 
     def generate(context, builder, signature, args):
-        e = _Emitter(context, builder, signature, args, lanes)
+        e = Emitter(context, builder, signature, args, lanes)
         source, out_, starts_ = e.at(e.data(0), args[1]), e.data(2), e.data(3)
         for lane, vector in enumerate(e.transpose([e.load(e.at(source, i * lanes)) for i in range(lanes)])):
             with builder.if_then(builder.icmp_signed(">", args[5], e.int(lane))):
@@ -166,11 +110,11 @@ def copy(typingctx, source, start, target, at, count):
     """
 
     def generate(context, builder, signature, args):
-        e = _Emitter(context, builder, signature, args, 1)
+        e = Emitter(context, builder, signature, args, 1)
         source_, target_ = e.at(e.data(0), args[1]), e.at(e.data(2), args[3])
         with cgutils.for_range(builder, args[4]) as loop:
             value = builder.load(e.at(source_, loop.index))
-            builder.store(value if source.dtype == target.dtype else builder.uitofp(value, _F32), e.at(target_, loop.index))
+            builder.store(value if source.dtype == target.dtype else builder.uitofp(value, F32), e.at(target_, loop.index))
         return context.get_dummy_value()
 
     return types.void(source, start, target, at, count), generate
@@ -196,49 +140,41 @@ def inverse_deviations(typingctx, images, buffer, taps, places, norms, epsilon, 
     def generate(context, builder, sig, args):
         b = builder
         n_taps = context.make_array(sig.args[2])(context, b, args[2]).nitems
-        both = _Emitter(context, builder, sig, args, lanes)
+        both = Emitter(context, builder, sig, args, lanes)
         images_, buffer_, taps_, places_ = (both.data(i) for i in range(4))
         targets = [both.at(buffer_, args[4], p * lanes) for p in range(n_positions)]
 
         def deviations(e):
             """With vectors of images, or of one number."""
-            wide = ir.VectorType(_F64, e.lanes)
-
-            def constant(value):
-                return ir.Constant(wide, [value] * e.lanes)
-
-            def splat(scalar):
-                undefined = ir.Constant(wide, ir.Undefined)
-                first = b.insert_element(undefined, scalar, ir.Constant(_I32, 0))
-                return b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, e.lanes), [0] * e.lanes))
+            wide = ir.VectorType(F64, e.lanes)
+            zero, one = e.constant(0.0, wide), e.constant(1.0, wide)
 
             def load(pixel, tap):
                 return b.fpext(e.load(e.at(pixel, tap)), wide)
 
             pixels = [e.at(images_, b.load(e.at(places_, p))) for p in range(n_positions)]
             firsts = [load(pixel, b.load(taps_)) for pixel in pixels]
-            sums = [[cgutils.alloca_once_value(b, constant(0.0)) for _ in range(2)] for _ in pixels]
+            sums = [[cgutils.alloca_once_value(b, zero) for _ in range(2)] for _ in pixels]
             with cgutils.for_range(b, n_taps) as loop:
                 tap = b.load(e.at(taps_, loop.index))
                 for pixel, first, (total, squares) in zip(pixels, firsts, sums):
                     value = b.fsub(load(pixel, tap), first)
                     b.store(b.fadd(b.load(total), value), total)
                     b.store(b.fadd(b.load(squares), b.fmul(value, value)), squares)
-            count, shift = splat(b.sitofp(n_taps, _F64)), splat(args[5])
-            root = cgutils.get_or_insert_function(b.module, ir.FunctionType(wide, [wide]), f"llvm.sqrt.v{e.lanes}f64")
+            count, shift = e.splat(b.sitofp(n_taps, F64), wide), e.splat(args[5], wide)
             for target, (total, squares) in zip(targets, sums):
                 total = b.load(total)
                 value = b.fsub(b.fmul(count, b.load(squares)), b.fmul(total, total))
-                value = b.select(b.fcmp_ordered(">", constant(0.0), value), constant(0.0), value)
+                value = b.select(b.fcmp_ordered(">", zero, value), zero, value)
                 variance = b.fdiv(value, b.fmul(count, count))
-                inverse = b.fptrunc(b.fdiv(constant(1.0), b.call(root, [b.fadd(variance, shift)])), e.vector)
+                inverse = b.fptrunc(b.fdiv(one, e.call("sqrt", b.fadd(variance, shift))), e.vector)
                 if e.lanes == 1:
-                    inverse = both.splat(b.extract_element(inverse, ir.Constant(_I32, 0)))
+                    inverse = both.splat(b.extract_element(inverse, ir.Constant(I32, 0)))
                 both.store(inverse, target)
 
         with b.if_else(args[6]) as (filters, images):
             with filters:
-                deviations(_Emitter(context, builder, sig, args, 1))
+                deviations(Emitter(context, builder, sig, args, 1))
             with images:
                 deviations(both)
         return context.get_dummy_value()
@@ -287,7 +223,7 @@ def convolve(
     signature = types.void(images, buffer, out, taps, places, scales, ats, n_vectors, split, *flags, tile)
 
     def generate(context, builder, sig, args):
-        e, b = _Emitter(context, builder, sig, args, lanes), builder
+        e, b = Emitter(context, builder, sig, args, lanes), builder
         images_, buffer_, out_, taps_, places_, scales_ = (e.data(i) for i in range(6))
         weights_, bias_, cells_, spare_, norms_ = cgutils.unpack_tuple(builder, args[6])
         n_vectors_, split_, activation_, threshold_, pool_, by_filter_ = args[7:13]
@@ -392,7 +328,7 @@ def convolve(
                     pooled(lambda value: rectified(e.call("fabs", value)))
                 with plain:
                     # subtracting zero changes nothing, and is worth 2 % of the time of a small filter
-                    with b.if_else(b.fcmp_ordered("==", threshold_, ir.Constant(_F32, 0.0))) as (none, some):
+                    with b.if_else(b.fcmp_ordered("==", threshold_, ir.Constant(F32, 0.0))) as (none, some):
                         with none:
                             pooled(positive)
                         with some:
@@ -417,7 +353,7 @@ def multiply_adds(typingctx, n_steps, numbers, tile):
     n_positions, n_wide, lanes = _shape_of(tile)
 
     def generate(context, builder, signature, args):
-        e, b = _Emitter(context, builder, signature, args, lanes), builder
+        e, b = Emitter(context, builder, signature, args, lanes), builder
         numbers_ = e.data(1)
         chains = [cgutils.alloca_once(b, e.vector) for _ in range(n_positions * n_wide)]
         for i, chain in enumerate(chains):
