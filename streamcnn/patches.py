@@ -99,7 +99,7 @@ def draw_patches(
     size = prod(filters_shape[1:])
     brightness = brightness and patch_norm is not None
     n_filters -= brightness
-    chosen, n_windows, bright = _Chosen(n_filters), 0, np.zeros(4)
+    chosen, n_windows, bright = _Chosen(n_filters), 0, _Brightness()
 
     def normalised() -> Iterator[np.ndarray]:
         nonlocal n_windows
@@ -109,11 +109,7 @@ def draw_patches(
             chosen.offer(priorities, windows, contrast > faint)
             n_windows += len(windows)
             if brightness:
-                b = windows.mean(axis=1) / np.sqrt(contrast + patch_norm)
-                if n_windows == len(windows):
-                    bright[0] = b[0]  # near the mean, whose square would drown the deviation
-                b -= bright[0]
-                bright[1:] += b.sum(), np.square(b).sum(), (np.square(windows).mean(axis=1) / (contrast + patch_norm)).sum()
+                bright.add(windows, contrast + patch_norm)
             yield _normalise(windows, patch_norm)
 
     block = np.empty((_BLOCK, size))
@@ -144,12 +140,9 @@ def draw_patches(
         filters = directions @ whiten
         bias = -(filters @ mean)
         if brightness:
-            first, total_bright, squares_bright, pixels = bright
-            mean_bright = first + total_bright / n_windows
-            spread = np.sqrt(max(squares_bright / n_windows - (total_bright / n_windows) ** 2, 0.0))
             size_of_others = np.sqrt(np.mean(np.sum(filters @ covariance * filters, axis=1))) if len(filters) else 1.0
-            weight = size_of_others / spread if spread > _FLOAT32 * np.sqrt(pixels / n_windows) else 0.0
-            filters, bias = np.vstack([filters, np.full(size, weight / size)]), np.append(bias, -weight * mean_bright)
+            weight = size_of_others / bright.deviation if bright.varies else 0.0
+            filters, bias = np.vstack([filters, np.full(size, weight / size)]), np.append(bias, -weight * bright.mean)
     return filters.reshape(-1, *filters_shape[1:]), bias, {"n_windows": n_windows}
 
 
@@ -200,6 +193,41 @@ def _windows(maps: Iterable[np.ndarray], n_images: int, kernel: tuple[int, int],
                 windows = view[here // cols, here % cols].transpose(0, 2, 3, 1)
                 yield priorities[start : start + _BLOCK], windows.reshape(len(here), -1).astype(np.float64)
             number += 1
+
+
+class _Brightness:
+    """Mean and deviation of the brightness b of all windows: see the head of this module."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        # sums over the windows: b less that of the first one, its square, and the mean squared pixel over s^2
+        self._first = self._total = self._squares = self._pixels = 0.0
+
+    def add(self, windows: np.ndarray, squared: np.ndarray) -> None:
+        """Take in windows (m, size) and s^2 (m,) of each."""
+        b = windows.mean(axis=1) / np.sqrt(squared)
+        if self._n == 0:
+            self._first = b[0]  # near the mean, whose square would drown the deviation
+        b -= self._first
+        self._n += len(b)
+        self._total += b.sum()
+        self._squares += np.square(b).sum()
+        self._pixels += (np.square(windows).mean(axis=1) / squared).sum()
+
+    @property
+    def mean(self) -> float:
+        """mu_b."""
+        return self._first + self._total / self._n
+
+    @property
+    def deviation(self) -> float:
+        """s_b."""
+        return np.sqrt(max(self._squares / self._n - (self._total / self._n) ** 2, 0.0))
+
+    @property
+    def varies(self) -> bool:
+        """Whether the deviation is more than rounding."""
+        return self.deviation > _FLOAT32 * np.sqrt(self._pixels / self._n)
 
 
 class _Chosen:
