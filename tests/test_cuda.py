@@ -141,7 +141,7 @@ def asked_anew():
     cuda_problem.cache_clear()
 
 
-def test_cuda_without_numba_cuda_names_the_extras(asked_anew, monkeypatch):
+def test_cuda_without_numba_cuda_names_what_to_install(asked_anew, monkeypatch):
     """The error says what to install, and auto is the CPU."""
     monkeypatch.setattr(kernels, "find_spec", lambda name: None)
     with pytest.raises(DeviceError, match=r'"cuda" is not there: numba-cuda is not installed.*\[cu13\].*\[cu12\].*use "cpu"'):
