@@ -226,7 +226,7 @@ class _Addition:
         shards = self.before + self.store.shards("added", self.digest)
         with (
             planned_stage("svm", self.report, self.store, self.monitor),
-            self.progress.bar("svm", None, "rows", stops=False) as update,
+            self.progress.bar("svm", None, "rows read", stops=False) as update,
             self.store.rows_of(shards) as rows,
         ):
             svm = make_svm(self.settings, self.plan, self.classes)

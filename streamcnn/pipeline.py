@@ -276,7 +276,7 @@ class Run:
         s = self.settings
         if (arrays := self._reuse("svm")) is not None:
             return StreamingSVC.from_arrays(arrays)
-        with self._stage("svm"), self.progress.bar("svm", None, "rows", stops=False) as update:
+        with self._stage("svm"), self.progress.bar("svm", None, "rows read", stops=False) as update:
             rows = CountedRows(self.store.rows("reduced") if self.plan.pca_solver else self._feature_rows(network), update)
             svm = make_svm(s.describe(), self.plan, self.classes)
             checkpoint = stage_checkpoint(self.store, "svm", self.digests["svm"], rows, self.progress)

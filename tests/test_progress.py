@@ -47,15 +47,15 @@ def test_a_bar_that_is_left_early_says_how_far_it_came(clock, capsys):
         clock.now = 101.0
         update(300)
         raise KeyboardInterrupt
-    with Progress(1).bar("svm", None, "rows") as update:
+    with Progress(1).bar("svm", None, "rows read") as update:
         clock.now = 104.0
         update(600)
     assert capsys.readouterr().err.split("\n") == [
         "pca     : starts, 900 rows",
         "pca     : stopped after 300 of 900 rows, 1.0 s",
         "svm     : starts",
-        "svm     : 600 rows, 200 a second",
-        "svm     : 600 rows in 3.0 s, 200 a second",
+        "svm     : 600 rows read, 200 a second",
+        "svm     : 600 rows read in 3.0 s, 200 a second",
         "",
     ]
 
@@ -106,4 +106,6 @@ def test_a_silent_fit_is_silent_and_a_talking_one_begins_at_once(digits, capfd):
     assert err.startswith("200 images of 8 x 8 x 1; 27 features an image")
     assert "planned peak" in err.splitlines()[0]
     assert [line.split()[0] for line in err.splitlines()[1:] if " in " in line] == ["extract", "pca", "project", "svm"]
+    # many times each, as the SVM makes passes over them
+    assert " rows read in " in err.splitlines()[-1]
     assert "\r" not in err
