@@ -43,7 +43,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         `"rbf"`: libsvm's exact one-against-one SVM, up to 20,000 rows and 100 classes, beyond them `"nystroem"`. `"linear"`: exact
         one-against-rest SVM with squared hinge loss and regularised intercept, as `LinearSVC(dual=False)` on the scaled rows, streamed;
         memory does not grow with rows. `"nystroem"`: the same SVM on features of the RBF kernel with landmark rows
-        (`streamcnn.nystroem`). `"auto"`: rbf within its limits, else linear.
+        (`streamcnn.nystroem`). `"auto"`: rbf up to 100,000 rows (20,000 of more than 2,048 features) and 100 classes, else linear.
     C : float or "auto"
         Weight of the loss. `"auto"`: chosen on held-out rows.
     gamma : float, "scale" or "auto"
