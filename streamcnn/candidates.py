@@ -3,6 +3,7 @@
 import re
 import textwrap
 from dataclasses import dataclass, field, replace
+from math import sqrt
 from typing import Any
 
 from streamcnn.errors import ParameterError
@@ -82,6 +83,8 @@ class Candidate:
 HEAD = f"{'preset':<8} {'changed':<30} {'images':>7} {'held out':>9} {'accuracy':>9} {'seconds':>8}"
 # characters of a reason in the table; the JSON object has all of it
 _REASON = 72
+# two standard deviations of the accuracy on the held-out images, in points, above which a search says so
+_LUCK = 3
 
 
 @dataclass(repr=False)
@@ -114,7 +117,10 @@ class Search:
     def verdict(self) -> str:
         chosen, n = self.result["chosen"], self.result["compared"]
         how = f"chosen of {n} tried" if n > 1 else "taken without comparison, as nothing else was tried"
-        return f"{how}: {chosen['preset']} ({_changed(chosen)}), {100 * chosen['accuracy']:.2f} % of {chosen['n_held_out']} held-out images"
+        right, held = chosen["accuracy"], chosen["n_held_out"]
+        said = f"{how}: {chosen['preset']} ({_changed(chosen)}), {100 * right:.2f} % of {held} held-out images"
+        luck = 200 * sqrt(max(right * (1 - right), 1 / held) / held)
+        return f"{said}; of so few, differences below some {luck:.0f} points may be luck" if n > 1 and luck > _LUCK else said
 
 
 def _changed(row: dict[str, Any]) -> str:

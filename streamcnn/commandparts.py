@@ -114,7 +114,7 @@ def svm_line(svm: dict[str, Any]) -> str:
     """`Model.svm_facts` for people."""
     gamma = "" if svm["gamma"] is None else f", gamma {svm['gamma']:.4g}"
     accuracy = svm["held_out_accuracy"]
-    chosen = "" if accuracy is None else f"; {100 * accuracy:.2f} % of the training images held out to choose"
+    chosen = "" if accuracy is None else f", chosen as they recognise {100 * accuracy:.2f} % of some training images held out"
     return f"{svm['kernel']}, C {svm['C']:.4g}{gamma}{chosen}"
 
 

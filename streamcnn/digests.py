@@ -14,11 +14,11 @@ from streamcnn.images import ImageSource
 from streamcnn.plan import Plan
 from streamcnn.presets import Settings
 from streamcnn.store import FeatureStore
-from streamcnn.wide import WIDE
+from streamcnn.wide import linear_method
 
 # raise one when the code of that stage changes what it computes
 STAGE_VERSIONS = {"filters": 1, "extract": 1, "pca": 2, "project": 1, "svm": 3}
-WIDE_VERSION = 1  # of the linear SVM of wide rows, besides
+WIDE_VERSION = 1  # of the linear SVMs of wide rows, besides
 SVM = ("C", "gamma", "class_weight", "n_landmarks", "probability")
 EXTRACTION = ("layers", "preprocess", "mirror", "seed", "device", "feature_dtype")
 
@@ -32,14 +32,15 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in ("streamcnn", "numpy", "scipy", "numba", "scikit-learn", "h5py")}
 
 
-def stage_digests(fingerprint: str, settings: Settings, plan: Plan) -> dict[str, str]:
-    """Digest of each stage; equal digests mean equal results."""
+def stage_digests(fingerprint: str, settings: Settings, plan: Plan, n_rows: int) -> dict[str, str]:
+    """Digest of each stage of a fit of so many images; equal digests mean equal results."""
     s, versions = settings.describe(), library_versions()
     digests, before = {}, fingerprint
     # what only some runs depend on is in the digests of those alone: the others' are older
     mirror = ["mirror"] if settings.mirror else []
     patches = [versions["scipy"]] if any(layer.filters == "patches" for layer in settings.layers) else []
-    wide = ["wide", WIDE_VERSION] if plan.kernel == "linear" and plan.n_components > WIDE else []
+    method = linear_method(n_rows, plan.n_components) if plan.kernel == "linear" else "newton"
+    wide = [] if method == "newton" else [method, WIDE_VERSION]
     depends = {
         "filters": [s["layers"], s["preprocess"], s["seed"], s["device"], versions["numpy"], versions["numba"], *mirror, *patches],
         "extract": [s["feature_dtype"]],

@@ -8,12 +8,13 @@ import numpy as np
 from streamcnn import nystroem
 from streamcnn.decisions import TILE
 from streamcnn.errors import ParameterError
+from streamcnn.few import few_bytes
 from streamcnn.hessians import active_bytes, group_size, n_lanes, pass_rows
 from streamcnn.quasinewton import HISTORY
 from streamcnn.rbf import TILE as SUPPORT_TILE
 from streamcnn.rows import block_rows
 from streamcnn.selection import most_landmarks, sample_rows
-from streamcnn.wide import WIDE, wide_bytes
+from streamcnn.wide import WIDE, linear_method, wide_bytes
 
 KERNELS = ("auto", "linear", "rbf", "nystroem")
 RBF_ROWS, RBF_CLASSES = 20_000, 100
@@ -81,10 +82,10 @@ def check_class_weight(class_weight: Any) -> Any:
     return {label: float(weight) for label, weight in result.items()}
 
 
-def svm_passes(kernel: str, n_features: int, probability: bool = False) -> int:
+def svm_passes(kernel: str, n_rows: int, n_features: int, probability: bool = False) -> int:
     """How often training reads the rows: for size, for the sample on which C and gamma are chosen, for landmarks, and to train (about)."""
-    # of wide rows the products of features are a pass more
-    linear = _QUASI_NEWTON_PASSES + 1 if n_features > WIDE else _TYPICAL_PASSES
+    # of wide rows the products of features are a pass more; few of them are read once
+    linear = {"newton": _TYPICAL_PASSES, "wide": _QUASI_NEWTON_PASSES + 1, "few": 1}[linear_method(n_rows, n_features)]
     training = {"rbf": 1, "linear": linear, "nystroem": _QUASI_NEWTON_PASSES}[kernel]
     return 2 + (kernel == "nystroem") + (2 * training + 1 if probability else training)
 
@@ -153,22 +154,36 @@ def svm_bytes(
         "sample": 2 * sample * k * itemsize,
         "decisions": decision_bytes(kernel, k, n_classes, 0) + 8 * 16 * TILE * n_classes,
     }
-    k1 = k + 1
-    if k > WIDE:
-        return claims | deciding | wide_bytes(k, n_planes, itemsize, n_jobs)
-    group = group_size(k, n_planes)
+    solving = _linear_bytes(n_rows, k, n_planes, itemsize, n_jobs)
+    total = sum(solving.values())
+    # C is chosen on four fifths of the sample, which may have the solver of few rows where all rows have not
+    most_few = min(WIDE, k // 2)
+    few = k > WIDE and 3 * sample // 4 <= most_few
+    choosing = sum(_linear_bytes(min(sample, most_few), k, n_planes, itemsize, n_jobs).values()) - total if few else 0
+    # sums of squares are taken in float64, before there are Hessians
+    measuring = (2 * 8 + itemsize) * rows * k - total
+    return claims | solving | deciding | {"choosing C": max(0, choosing), "float64 block": max(0, measuring)}
+
+
+def _linear_bytes(n_rows: int, k: int, n_planes: int, itemsize: int, n_jobs: int) -> dict[str, int]:
+    """Bytes of each buffer of the linear solver."""
+    method = linear_method(n_rows, k)
+    if method == "wide":
+        return wide_bytes(k, n_planes, itemsize, n_jobs)
+    if method == "few":
+        short = _linear_bytes(n_rows, n_rows, n_planes, itemsize, n_jobs)
+        return few_bytes(n_rows, k, n_planes, itemsize) | {name: size for name, size in short.items() if name != "rows"}
+    group, k1 = group_size(k, n_planes), k + 1
     lanes, together = n_lanes(k, group, n_jobs), pass_rows(k)
-    solving = {
+    return {
         "row block": together * k * itemsize,
         "scaled blocks": (min(2, lanes) + lanes) * together * k1 * itemsize,
         "margins": 4 * group * together * itemsize,
         "active rows": active_bytes(n_rows, group),
         "Hessians": 8 * group * k1 * k1,
         "block products and factor": (lanes * itemsize + 8) * k1 * k1,
+        "planes": 8 * 8 * (n_planes + 1) * k1,
     }
-    # sums of squares are taken in float64, before there are Hessians
-    measuring = (2 * 8 + itemsize) * rows * k - sum(solving.values())
-    return claims | solving | deciding | {"planes": 8 * 8 * n_classes * k1, "float64 block": max(0, measuring)}
 
 
 def fitted_svm_bytes(kernel: str, n_features: int, n_classes: int, n_support: int) -> int:

@@ -102,7 +102,7 @@ class Run:
         fingerprint = source.fingerprint()
         if resume:
             check_resume(store, source, settings, fingerprint)
-        self.digests = stage_digests(fingerprint, settings, plan)
+        self.digests = stage_digests(fingerprint, settings, plan, source.n_samples)
         assert source.classes_ is not None and source.labels is not None
         self.labels, self.classes = source.labels, source.classes_
         self.report.resumed = any(entry.get("stage") != "search" for entry in store.entries)

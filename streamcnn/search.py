@@ -11,7 +11,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from streamcnn.candidates import HEAD, Candidate, Search, Trial, ladder, line, parse_seconds
 from streamcnn.convfeatures import resolve_seed
 from streamcnn.digests import check_same_data, digest_of
-from streamcnn.errors import DataError, FilterBankError, MemoryBudgetError, ParameterError, StoreError
+from streamcnn.errors import DataError, FilterBankError, MemoryBudgetError, ParameterError, StoreError, StreamCNNError
 from streamcnn.evaluate import evaluate
 from streamcnn.fitting import fit_model, interrupted
 from streamcnn.images import ImageSource, open_images
@@ -64,7 +64,8 @@ def search_settings(
         The cheapest first; of equals the first is kept.
     limit : int
     seconds : float
-        For this and for the fit of what is chosen. The first candidate is tried even where they are too few.
+        For this and for the fit of what is chosen; compiling or loading kernels is not counted. The first candidate is tried even where
+        they are too few.
     progress : Progress
         Told of every trial.
     monitor : MemoryMonitor
@@ -91,6 +92,9 @@ def search_settings(
         end -= max(0.0, end - now) / 2 * (number + 1 < len(sizes))
         for candidate in sorted(going, key=lambda c: c.rank, reverse=True):
             said, is_first = len(candidate.rows()), candidate is candidates[0] and number == 0
+            if time.perf_counter() < end:  # on a fresh machine compiling would leave no time to try
+                loading = _load_kernels(candidate.settings, train, limit, monitor)
+                start, end = start + loading, end + loading
             # of one never tried: what the quickest took, which comes first
             alike = [trial.seconds for other in candidates for trial in other.trials if trial.n_images == train.n_samples]
             expected = candidate.expected_seconds(train.n_samples) if candidate.trials else min(alike, default=0.0)
@@ -147,24 +151,28 @@ def _try(
     store_path: Path | None,
 ) -> tuple[Trial, int]:
     """A trial as the fit of all images would be, with its planned peak in bytes; refuses what that could not be."""
-    full, kernels = make_plan(source, settings, limit, store_path), get_kernels(settings.device)
+    full = make_plan(source, settings, limit, store_path)
     # by their own number of rows they would get another kernel than all images
     changed: dict[str, Any] = {"kernel": full.kernel}
     if full.pca_solver is not None:
         changed |= {"pca_solver": full.pca_solver, "n_components": min(full.n_components, train.n_samples)}
-    settings = replace(settings, **changed)
-    normed = any(layer.patch_norm is not None for layer in settings.layers)
     progress = Progress(0, monitor)
     with _quiet():
-        if kernels.pending_bytes(settings.preprocess, normed):
-            # a kernel's first use in a process takes seconds to compile or load it: by a fit that takes little else
-            small = replace(settings, layers=(ConvLayer(1, patch_norm=1.0 if normed else None),), n_components=None, kernel="linear", C=1.0)
-            fit_model(train, small, None, limit, progress, monitor)
-        model, report = fit_model(train, settings, None, limit, progress, monitor, test=held)
+        model, report = fit_model(train, replace(settings, **changed), None, limit, progress, monitor, test=held)
     plan = report.plan
     with monitor.stage("evaluate", plan.planned("evaluate")), progress.bar("evaluate", held.n_samples) as update:
         accuracy = evaluate(model, held, plan.chunk_size, settings.n_jobs, settings.device, update, monitor)["accuracy"]
     return Trial(train.n_samples, held.n_samples, accuracy, report.stage_seconds, full.kernel == "rbf"), plan.peak_bytes
+
+
+def _load_kernels(settings: Settings, train: SubsetSource, limit: int, monitor: MemoryMonitor) -> float:
+    """Seconds to compile or load a candidate's kernels, if no other has used them: by a fit that takes little else."""
+    start, normed = time.perf_counter(), any(layer.patch_norm is not None for layer in settings.layers)
+    if get_kernels(settings.device).pending_bytes(settings.preprocess, normed):
+        small = replace(settings, layers=(ConvLayer(1, patch_norm=1.0 if normed else None),), n_components=None, kernel="linear", C=1.0)
+        with _quiet(), suppress(StreamCNNError):  # the trial itself says what is wrong
+            fit_model(train, small, None, limit, Progress(0, monitor), monitor)
+    return time.perf_counter() - start
 
 
 @contextmanager

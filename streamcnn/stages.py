@@ -149,7 +149,7 @@ def fit_stages(source: ImageSource, network: Network, shapes: Shapes, chunk: int
         probability=s.probability,
     )
     learnt = fitted_svm_bytes(s.kernel, s.reduced, len(s.class_counts), s.n_vectors)
-    result.append(StagePlan("svm", added(reading, svm, _CHECKPOINT), svm_passes(s.kernel, s.reduced, s.probability), learnt))
+    result.append(StagePlan("svm", added(reading, svm, _CHECKPOINT), svm_passes(s.kernel, s.n_rows, s.reduced, s.probability), learnt))
     model = fitted_bytes(network, s)
     shards = -(-s.n_rows // shard_rows(d, s.itemsize)) if s.keep_features else 0
     result.append(StagePlan("save", added({"model": model, "virtual data set": _VIRTUAL_BYTES * shards, "HDF5 model": 4 << 20}), 0, model))

@@ -60,7 +60,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
     tol : float
         Of the linear solver, see `streamcnn.newton.solve`. Nystroem planes, and those of more than 2,048 features, are done when the
         step left would lower their objective by less than 100 * tol of it: on CIFAR-10 that was within 0.3 % of the minimum and of
-        the same accuracy. libsvm runs with its 1e-3.
+        the same accuracy; few rows of so many (see `streamcnn.few`) have `tol` itself. libsvm runs with its 1e-3.
     max_iter : int
         Passes of the linear solver over the rows at most.
     cache_size : float

@@ -17,7 +17,7 @@ from streamcnn.rbf import RBF_ARRAYS, RbfMachine
 from streamcnn.rowinput import Batches, gather, row_sizes
 from streamcnn.rows import Rows
 from streamcnn.selection import landmark_rows, select
-from streamcnn.wide import WIDE, linear_solver
+from streamcnn.wide import linear_method, linear_solver
 
 
 def sizes(source: Rows | Batches, dtype, weights: np.ndarray | None, checkpoint: Checkpoint) -> tuple[int, float, float]:
@@ -71,7 +71,8 @@ class Trainer:
         if self.kernel == "rbf":
             return self._fit_rbf(problem)
         if self.kernel == "linear":
-            tol = 100 * svc.tol if problem.source.n_features > WIDE else svc.tol
+            quasi_newton = linear_method(len(problem.codes), problem.source.n_features) == "wide"
+            tol = 100 * svc.tol if quasi_newton else svc.tol
             self.solution = solution = linear_solver(problem)(self.C, tol, svc.max_iter, self.solution, self.checkpoint)
             machine: Machine = problem.machine(solution)
         else:

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.linalg import get_lapack_funcs
 
 from streamcnn.errors import DataError
+from streamcnn.few import FewSolver
 from streamcnn.linear import LinearProblem, LinearSolution
 from streamcnn.newton import solve
 from streamcnn.quasinewton import HISTORY, STEPS, Evaluate, PlanesSolver, Precondition
@@ -50,9 +51,19 @@ def wide_bytes(n_features: int, n_planes: int, itemsize: int, n_jobs: int) -> di
     }
 
 
+def linear_method(n_rows: int, n_features: int) -> str:
+    """Which solver a linear SVM of these sizes takes: "newton", and where rows are wide "few" for few of them, else "wide"."""
+    if n_features <= WIDE:
+        return "newton"
+    return "few" if n_rows <= WIDE and 2 * n_rows <= n_features else "wide"
+
+
 def linear_solver(problem: LinearProblem) -> Callable[..., LinearSolution]:
-    """`newton.solve` of the problem, or where rows are wide `WideSolver.solve`: a function of (C, tol, max_iter, start, checkpoint)."""
-    return WideSolver(problem).solve if problem.source.n_features > WIDE else partial(solve, problem)
+    """The solver of `linear_method`: a function of (C, tol, max_iter, start, checkpoint)."""
+    method = linear_method(len(problem.codes), problem.source.n_features)
+    if method == "newton":
+        return partial(solve, problem)
+    return (FewSolver if method == "few" else WideSolver)(problem).solve
 
 
 class WideSolver(PlanesSolver):

@@ -82,7 +82,7 @@ def test_what_was_chosen_is_said(trained, tmp_path):
     svm = load_model(folder / "m.h5").svm
     accuracy = max(svm.selection_.values())
     assert report["svm"] == {"kernel": "rbf", "C": svm.C_, "gamma": svm.gamma_, "held_out_accuracy": accuracy}
-    line = f"rbf, C {svm.C_:g}, gamma {svm.gamma_:g}; {100 * accuracy:.2f} % of the training images held out to choose"
+    line = f"rbf, C {svm.C_:g}, gamma {svm.gamma_:g}, chosen as they recognise {100 * accuracy:.2f} % of some training images held out"
     assert line in done.stderr
     described = run("info", folder / "m.h5", "--json")
     assert line in described.stderr

@@ -171,20 +171,22 @@ def test_wide_rows_are_read_more_often(data):
 def test_what_only_some_runs_depend_on_changes_no_digest_of_others(monkeypatch):
     """SciPy draws patches, and the solver of wide rows has a version of its own: digests of runs without them stay."""
 
-    def of(filters, n_components):
+    def of(filters, n_components, n_rows):
         layer = ConvLayer(300, 3, filters=filters, pool=None)
         settings = resolve_settings("fast", layers=layer, kernel="linear", n_components=n_components)
         with open_images(np.zeros((4, 6, 6), np.uint8), [0, 1, 0, 1]) as source:
-            return stage_digests("data", settings, make_plan(source, settings, 8 << 30, None))
+            return stage_digests("data", settings, make_plan(source, settings, 8 << 30, None), n_rows)
 
-    kinds = [("random", 2), ("random", None), ("patches", 2)]
+    kinds = [("random", 2, 5000), ("random", None, 5000), ("patches", 2, 5000), ("random", None, 4), ("random", 2, 4)]
     before = [of(*kind) for kind in kinds]
     versions = library_versions()
     with monkeypatch.context() as patched:
         patched.setattr(digests, "library_versions", lambda: versions | {"scipy": "0"})
-        assert [of(*kind)["filters"] == old["filters"] for kind, old in zip(kinds, before)] == [True, True, False]
+        assert [of(*kind)["filters"] == old["filters"] for kind, old in zip(kinds, before)] == [True, True, False, True, True]
     monkeypatch.setattr(digests, "WIDE_VERSION", 0)
-    assert [of(*kind)["svm"] == old["svm"] for kind, old in zip(kinds, before)] == [True, False, True]
+    assert [of(*kind)["svm"] == old["svm"] for kind, old in zip(kinds, before)] == [True, False, True, False, True]
+    # few wide rows have a solver of their own, few narrow ones do not
+    assert before[1]["svm"] != before[3]["svm"] and before[0]["svm"] == before[4]["svm"]
 
 
 def test_a_process_that_holds_most_of_the_limit_is_told_so(data, held):

@@ -95,7 +95,6 @@ def test_beyond_its_width_the_svm_is_this_one(monkeypatch):
     original = WideSolver.solve
     monkeypatch.setattr(WideSolver, "solve", lambda self, *args: calls.append(args[0]) or original(self, *args))
     monkeypatch.setattr("streamcnn.wide.WIDE", 59)
-    monkeypatch.setattr("streamcnn.svmtraining.WIDE", 59)
     svc = StreamingSVC(kernel="linear", random_state=0).fit(rows, codes)
     assert svc.C_ == narrow.C_ and calls[-1] == svc.C_ and len(calls) == len(svc.selection_) + 1
     # ends within 1e-4 of the minimum; its planes differ by the root of that at the most
