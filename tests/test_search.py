@@ -15,7 +15,6 @@ from streamcnn.layers import layer_to_dict
 from streamcnn.memory import MemoryMonitor
 from streamcnn.progress import Progress
 from streamcnn.subset import SubsetSource
-from streamcnn.system import resident_bytes
 
 SMALL = (("fast", {"n_filters": 1, "kernel_size": 8}, {}), ("fast", {"n_filters": 8}, {}), ("lee2017", {}, {}))
 """A ladder of seconds; digits are too small for its last rung."""
@@ -195,6 +194,7 @@ def test_a_long_reason_is_one_short_line_of_the_table():
 
 def test_all_images_are_planned_first(some, monkeypatch):
     """Settings whose plan passes the limit for all images are not tried, even where a sample would fit; with the plan's reason."""
+
     def make_plan(source, settings, *rest):
         if source is some and settings.layers[0].n_filters == 8:
             raise MemoryBudgetError("too much for all images")
