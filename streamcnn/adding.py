@@ -166,7 +166,7 @@ class _Addition:
 
     def _shapes(self) -> Shapes:
         s, k, n = self.settings, None if self.model.pca is None else self.model.pca.n_components_, len(self.labels)
-        kernel = resolve_kernel(s["kernel"], n, len(self.classes), k or self.model.network.n_features)
+        kernel = resolve_kernel(s["kernel"], n, len(self.classes))
         counts = tuple(np.bincount(self.labels, minlength=len(self.classes)).tolist())
         if s["probability"]:
             check_counts(np.array(counts), self.classes)

@@ -75,7 +75,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
     pca_solver : "auto", "covariance", "randomized" or "incremental"
         See `StreamingPCA`.
     kernel : "auto", "linear", "rbf" or "nystroem"
-        Of the SVM, see `StreamingSVC`. `"auto"` is the preset's; where that is `"auto"` too, rbf up to 100,000 images and 100 classes,
+        Of the SVM, see `StreamingSVC`. `"auto"` is the preset's; where that is `"auto"` too, rbf up to 20,000 images and 100 classes,
         else linear.
     C, gamma : float or "auto"
         `"auto"` is the preset's, which may be a choice on held-out training rows. They refer to rows that are scaled so that their mean

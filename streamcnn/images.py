@@ -219,7 +219,11 @@ class FolderSource(ImageSource):
             return
         decoder = self._decoder
         for path in (self._root / name for name in self._names):
-            if (size := read_size(path, decoder.caps)) != (decoder.width, decoder.height):
+            size, expected = read_size(path, decoder.caps), (decoder.width, decoder.height)
+            if size != expected and size[::-1] == expected:  # perhaps a PNG that is turned, which decoding tells
+                header = read_header(path, decoder.caps)
+                size = header.width, header.height
+            if size != expected:
                 raise decoder.wrong_size(path, size)
         self._sizes_unknown = False
 

@@ -24,6 +24,7 @@ from streamcnn.progress import Progress
 from streamcnn.rows import recut
 from streamcnn.stages import PREDICT_BLOCK
 from streamcnn.svm import StreamingSVC
+from streamcnn.svmchecks import check_sample_weight
 from streamcnn.threads import limit_blas, resolve_n_jobs
 
 FORMAT, FORMAT_VERSION = "streamcnn-model", 1
@@ -235,7 +236,7 @@ class Model:
         return self.collect(source, columns, np.float64, self.svm.probabilities, 0, memory_limit, resolve_n_jobs(n_jobs))
 
     def score(
-        self, X: Any, y: Any = None, sample_weight: Any = None, memory_limit: int | str | None = None, n_jobs: int | None = None
+        self, X: Any, y: Any = None, memory_limit: int | str | None = None, n_jobs: int | None = None, sample_weight: Any = None
     ) -> float:
         """Mean accuracy, weighed by `sample_weight` (n_samples,), on images with labels `y` (n_samples,), or with those that X carries.
         As `predict`.
@@ -243,12 +244,14 @@ class Model:
         Raises
         ------
         DataError
-            When there are no labels, or none of a class that is known.
+            When there are no labels, or none of a class that is known, or for weights that are not one number of at least 0 an image.
         """
-        source = self._open(X, memory_limit, y)
+        source, weights = self._open(X, memory_limit, y), check_sample_weight(sample_weight)
         truth = self.codes_of(source)
+        if weights is not None and len(weights) != len(truth):
+            raise DataError(f"sample_weight must have a weight for each of {len(truth)} images, got {len(weights)}")
         right = self.collect(source, (), np.int32, self.labels_of, 0, memory_limit, resolve_n_jobs(n_jobs)) == truth
-        return float(np.average(right, weights=sample_weight))
+        return float(np.average(right, weights=weights))
 
     @property
     def reading_shape(self) -> tuple[int, int, int] | None:

@@ -183,7 +183,7 @@ def make_plan(source: ImageSource, settings: Settings, limit: int, store: Path |
     network, kernels = Network(geometry, settings.preprocess, mirror=settings.mirror), get_kernels(settings.device)
     n, d = source.n_samples, network.n_features
     k = resolve_components(settings.n_components, n, d)
-    kernel = resolve_kernel(settings.kernel, n, n_classes, k or d)
+    kernel = resolve_kernel(settings.kernel, n, n_classes)
     counts = tuple(np.bincount(source.labels, minlength=n_classes).tolist())  # type: ignore[arg-type]
     if settings.probability:  # before any image is convolved
         check_counts(np.array(counts), source.classes_)  # type: ignore[arg-type]

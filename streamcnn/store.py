@@ -235,6 +235,7 @@ class FeatureStore(StoreFolder):
                 yield writer
             if writer.filled != n_rows:
                 raise StoreError(f"{self.path / name}: {writer.filled} of {n_rows} rows were written")
+            self._check_process()  # a child forked in the meantime leaves the same block
         self._sound.add(name)
         self._manifest.add(
             {"kind": kind, "shard": shard, "start": start, "rows": n_rows, "n_features": n_features, "file": name}

@@ -43,7 +43,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         `"rbf"`: libsvm's exact one-against-one SVM, up to 20,000 rows and 100 classes, beyond them `"nystroem"`. `"linear"`: exact
         one-against-rest SVM with squared hinge loss and regularised intercept, as `LinearSVC(dual=False)` on the scaled rows, streamed;
         memory does not grow with rows. `"nystroem"`: the same SVM on features of the RBF kernel with landmark rows
-        (`streamcnn.nystroem`). `"auto"`: rbf up to 100,000 rows (20,000 of more than 2,048 features) and 100 classes, else linear.
+        (`streamcnn.nystroem`). `"auto"`: rbf within its limits, else linear.
     C : float or "auto"
         Weight of the loss. `"auto"`: chosen on held-out rows.
     gamma : float, "scale" or "auto"
@@ -201,7 +201,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             if weights is not None and (weights == 1).all():
                 weights = None
             classes, codes = encoded_labels(source, y, n_rows)
-            kernel = resolve_kernel(self.kernel, n_rows, len(classes), source.n_features)
+            kernel = resolve_kernel(self.kernel, n_rows, len(classes))
             scale = float(1 / np.sqrt(mean_square)) if mean_square > 0 else 1.0
             if not 0 < scale <= float(np.finfo(dtype).max):
                 raise DataError(f"X must have a mean squared row norm that can be divided by, got {mean_square:.3g}; rescale X")

@@ -389,7 +389,10 @@ def test_a_loaded_model_predicts_as_the_classifier_that_was_saved(tree, tmp_path
         assert np.array_equal(model.decision_function(X, "1GiB"), classifier.decision_function(X))
     assert model.score(folder) == model.score(images, labels) == classifier.score(folder) > 0.8
     weights = np.arange(300) % 3
-    assert model.score(folder, sample_weight=weights) == model.score(images, labels, weights) == classifier.score(images, labels, weights)
+    assert model.score(folder, sample_weight=weights) == classifier.score(images, labels, weights)
+    for bad in (weights[:3], 0 * weights, -weights, np.full(300, np.nan)):
+        with pytest.raises(DataError, match="sample_weight must"):
+            model.score(images, labels, sample_weight=bad)
     with pytest.raises(DataError, match="labels are missing"):
         model.score(images)
     with pytest.raises(ParameterError, match="probability must be True when fit is called"):

@@ -302,6 +302,21 @@ def test_up_to_64_files_are_asked(tmp_path, monkeypatch):
 # sizes
 
 
+def test_turned_files_have_the_size_that_is_shown(tmp_path):
+    """PNG files of 6 x 9 pixels, turned by their EXIF data, are of one size with one of 9 x 6; a straight one of 6 x 9 is not."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a/1.png", "a/2.png", "b/1.jpg"):
+        save(tmp_path / name, np.zeros((6, 9), np.uint8), exif=exif)
+    save(tmp_path / "b/2.png", np.zeros((9, 6), np.uint8))
+    source = open_images(tmp_path)
+    assert source.image_shape == (9, 6, 1)
+    source.check()
+    save(tmp_path / "b/3.png", np.zeros((6, 9), np.uint8))
+    with pytest.raises(DataError, match=r"3\.png: is 6 x 9 pixels"):
+        open_images(tmp_path).check()
+
+
 @pytest.mark.parametrize("size", [(6, 9), (12, 4), (8, 6)])
 def test_odd_size_is_named(tmp_path, size):
     """The first file of another size is named with its size and the way out, also one with as many or turned pixels."""

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import pairwise, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -501,6 +502,20 @@ def test_second_process_finds_the_compiled_kernels(tmp_path):
     files = sorted(p.name for p in tmp_path.rglob("*.nb?"))
     assert python(CONVOLVE, NUMBA_CACHE_DIR=str(tmp_path)) == "1 0"
     assert files and sorted(p.name for p in tmp_path.rglob("*.nb?")) == files
+
+
+def test_whoever_compiles_a_normed_convolution_compiles_the_plain_one(monkeypatch):
+    """For the same types; else plans would count it as to be compiled for ever. Found on disk, neither is compiled."""
+    arrays = make(2, (6, 6, 1), 2, (3, 3), np.uint8)
+    run(cpu, *arrays)
+    run(cpu, *arrays, patch_norm=1.0)
+    known, asked = cpu._conv_worker.signatures, []
+    monkeypatch.setattr(cpu, "_conv_worker", SimpleNamespace(compile=asked.append))
+    run(cpu, *arrays, patch_norm=1.0)
+    assert not asked
+    monkeypatch.setattr(cpu, "compiles_first", lambda kernel: kernel is cpu._normed_worker)
+    run(cpu, *arrays, patch_norm=1.0)
+    assert len(asked) == 1 and asked[0] in known
 
 
 def test_two_processes_may_compile_at_once(small):

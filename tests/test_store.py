@@ -296,3 +296,14 @@ def test_lock_can_be_taken_again_after_release(tmp_path):
         FolderLock(tmp_path).acquire()
     lock.release()
     FolderLock(tmp_path).acquire()
+
+
+def test_a_shard_that_a_forked_child_leaves_too_is_the_parents(tmp_path, monkeypatch):
+    """Where the lock is no longer this process's by the end of the block, no file and no line is written."""
+    with FeatureStore.create(tmp_path / "s") as store:
+        refused = pytest.raises(StoreError, match="locked by the process that this one was forked from")
+        with refused, store.writing("features", 0, 0, 2, 3, np.float32, "d") as writer:
+            writer.write(np.ones((2, 3), np.float32), None)
+            monkeypatch.setattr(store, "_in_parent", True)
+        monkeypatch.undo()
+        assert not store.shards("features") and not (tmp_path / "s/features/00000.h5").exists()

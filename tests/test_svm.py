@@ -459,14 +459,12 @@ def test_row_hash_is_fixed_for_ever():
 
 
 # -- limits and errors ---------------------------------------------------------------------------------------------------
-def test_auto_goes_by_sizes_alone():
-    """rbf up to 20,000 rows and 100 classes; Nystroem features up to 100,000 rows of 2,048, or where rbf is asked for; else linear."""
-    assert resolve_kernel("auto", 20_000, 100, 5000) == "rbf"
-    assert resolve_kernel("auto", 20_001, 100, 2048) == resolve_kernel("auto", 100_000, 2, 3) == "nystroem"
-    for beyond in ((100_001, 2, 3), (50_000, 101, 3), (20_001, 2, 2049), (500, 101, 3)):
-        assert resolve_kernel("auto", *beyond) == "linear"
-        assert resolve_kernel("rbf", *beyond) == resolve_kernel("nystroem", *beyond) == "nystroem"
-    assert resolve_kernel("rbf", 20_000, 100, 5000) == "rbf"
+def test_auto_goes_by_rows_and_classes_alone():
+    """rbf up to 20,000 rows and 100 classes; beyond, linear, or Nystroem features where rbf is asked for."""
+    assert resolve_kernel("auto", 20_000, 100) == "rbf"
+    assert resolve_kernel("auto", 20_001, 2) == "linear" == resolve_kernel("auto", 500, 101)
+    assert resolve_kernel("rbf", 20_000, 100) == "rbf"
+    assert resolve_kernel("rbf", 20_001, 7) == "nystroem" == resolve_kernel("rbf", 500, 101)
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])

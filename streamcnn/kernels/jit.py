@@ -140,6 +140,11 @@ def pending_bytes(dispatchers) -> int:
     return _LOADING_BYTES if cached else _COMPILING_BYTES
 
 
+def compiles_first(dispatcher) -> bool:
+    """Whether the next use of a kernel compiles it: it is neither in this process nor on disk."""
+    return hasattr(dispatcher, "signatures") and not dispatcher.signatures and not _is_cached(dispatcher)
+
+
 def _is_cached(dispatcher) -> bool:
     with suppress(Exception):  # an unreadable index is a miss
         return bool(dispatcher._cache._cache_file._load_index())
