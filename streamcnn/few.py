@@ -3,7 +3,7 @@
 The minimum of f lies in the span of the rows, as what is orthogonal to them adds to w'w alone. With their products
 scale^2 X X' = V diag(l) V' the short rows R = V diag(l)^(1/2) have the same products, so f has the same minimum on them, and a plane u of
 theirs is w = scale X' V diag(l)^(-1/2) u. All is exact but for directions in which rows vary by less than a millionth of what they do in
-their first one. 300 rows of 16,000 features in three classes, C = 300, took 0.2 s this way, and by `wide` 45 s without an end.
+their first one. 300 rows of 16,000 features in three classes, C = 300, take 0.1 s this way; by `wide` one had no end in 45 s.
 """
 
 from dataclasses import replace
@@ -58,7 +58,7 @@ class FewSolver:
             products *= problem.scale**2
             values, vectors = eigh(products, overwrite_a=True, check_finite=False, driver="evd")
         del products
-        first = min(int(np.argmax(values > _CUT * values[-1])), n - 1)
+        first = int(np.argmax(values > _CUT * values[-1]))  # 0 where all rows are zero
         roots = np.sqrt(np.maximum(values[first:], np.finfo(np.float64).tiny))
         vectors = vectors[:, first:]
         self._short = replace(problem, source=ArrayRows((vectors * roots).astype(problem.dtype)), scale=1.0)

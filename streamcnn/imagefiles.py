@@ -201,8 +201,7 @@ def read_header(path: Path, caps: Caps = NO_CAPS) -> Header:
     MemoryBudgetError
         When decoding it would take more than `caps` allows.
     """
-    with _Opened(path) as image:
-        caps.check(path, image)
+    with _Opened(path, caps) as image:
         bits, colour = _depth_and_colour(path, image)
         width, height = _turned(image)
         return Header(height, width, bits, colour)
@@ -216,8 +215,7 @@ def read_size(path: Path, caps: Caps = NO_CAPS) -> tuple[int, int]:
     FileError, MemoryBudgetError
         As `read_header`.
     """
-    with _Opened(path) as image:
-        caps.check(path, image)
+    with _Opened(path, caps) as image:
         return image.size if image.format == "PNG" else _turned(image)
 
 
@@ -235,16 +233,15 @@ def read_decode_bytes(path: Path, caps: Caps = NO_CAPS) -> int:
     FileError, MemoryBudgetError
         As `read_header`.
     """
-    with _Opened(path) as image:
-        caps.check(path, image)
+    with _Opened(path, caps) as image:
         return decode_bytes(image, caps.resized)
 
 
 class _Opened:
-    """Context of an image file opened by Pillow; whatever goes wrong inside becomes a `FileError` that names the file."""
+    """Context of an image file opened by Pillow, within `caps`; whatever goes wrong inside becomes a `FileError` that names the file."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, caps: Caps):
+        self.path, self.caps = path, caps
 
     def __enter__(self) -> Image.Image:
         try:
@@ -253,6 +250,7 @@ class _Opened:
             raise FileError(f"{self.path}: cannot be opened ({error.strerror or error})") from error
         try:
             self.image = Image.open(self.file, formats=FORMATS)
+            self.caps.check(self.path, self.image)
         except BaseException as error:
             self.file.close()
             self._rename(error)
@@ -339,8 +337,7 @@ class Decoder:
         DataError
             For another size, colour in a grey source, or deeper pixels than the source has.
         """
-        with _Opened(path) as image:
-            self.caps.check(path, image)
+        with _Opened(path, self.caps) as image:
             if not self.resize and math.prod(image.size) != self.height * self.width:
                 raise self.wrong_size(path, image.size)
             bits, colour = _depth_and_colour(path, image)

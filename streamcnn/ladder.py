@@ -14,7 +14,7 @@ from streamcnn.quasinewton import HISTORY
 from streamcnn.rbf import TILE as SUPPORT_TILE
 from streamcnn.rows import block_rows
 from streamcnn.selection import most_landmarks, sample_rows
-from streamcnn.wide import WIDE, linear_method, wide_bytes
+from streamcnn.wide import linear_method, most_few, wide_bytes
 
 KERNELS = ("auto", "linear", "rbf", "nystroem")
 RBF_ROWS, RBF_CLASSES = 20_000, 100
@@ -154,9 +154,8 @@ def svm_bytes(
     solving = _linear_bytes(n_rows, k, n_planes, itemsize, n_jobs)
     total = sum(solving.values())
     # C is chosen on four fifths of the sample, which may have the solver of few rows where all rows have not
-    most_few = min(WIDE, k // 2)
-    few = k > WIDE and 3 * sample // 4 <= most_few
-    choosing = sum(_linear_bytes(min(sample, most_few), k, n_planes, itemsize, n_jobs).values()) - total if few else 0
+    few = min(sample, most_few(k))
+    choosing = sum(_linear_bytes(few, k, n_planes, itemsize, n_jobs).values()) - total if 3 * sample // 4 <= few else 0
     # sums of squares are taken in float64, before there are Hessians
     measuring = (2 * 8 + itemsize) * rows * k - total
     return claims | solving | deciding | {"choosing C": max(0, choosing), "float64 block": max(0, measuring)}
@@ -168,8 +167,7 @@ def _linear_bytes(n_rows: int, k: int, n_planes: int, itemsize: int, n_jobs: int
     if method == "wide":
         return wide_bytes(k, n_planes, itemsize, n_jobs)
     if method == "few":
-        short = _linear_bytes(n_rows, n_rows, n_planes, itemsize, n_jobs)
-        return few_bytes(n_rows, k, n_planes, itemsize) | {name: size for name, size in short.items() if name != "rows"}
+        return few_bytes(n_rows, k, n_planes, itemsize) | _linear_bytes(n_rows, n_rows, n_planes, itemsize, n_jobs)
     group, k1 = group_size(k, n_planes), k + 1
     lanes, together = n_lanes(k, group, n_jobs), pass_rows(k)
     return {

@@ -55,7 +55,12 @@ def linear_method(n_rows: int, n_features: int) -> str:
     """Which solver a linear SVM of these sizes takes: "newton", and where rows are wide "few" for few of them, else "wide"."""
     if n_features <= WIDE:
         return "newton"
-    return "few" if n_rows <= WIDE and 2 * n_rows <= n_features else "wide"
+    return "few" if n_rows <= most_few(n_features) else "wide"
+
+
+def most_few(n_features: int) -> int:
+    """Rows that are few for so many features: up to 2,048 and half as many; none where the features are few themselves."""
+    return min(WIDE, n_features // 2) if n_features > WIDE else 0
 
 
 def linear_solver(problem: LinearProblem) -> Callable[..., LinearSolution]:

@@ -54,13 +54,6 @@ def test_float32_separated_rows_and_a_start():
     np.testing.assert_allclose(again.weights, found.weights, atol=1e-4 * np.abs(found.weights).max())
 
 
-@pytest.mark.parametrize("n_jobs", [2, 3])
-def test_any_number_of_threads_gives_the_same_bits(n_jobs):
-    rows, codes = overlapping(100, 2500, 4, dtype=np.float32)
-    one, more = (FewSolver(problem_of(rows, codes, n_jobs=n)).solve(10.0, 1e-6, 100) for n in (1, n_jobs))
-    np.testing.assert_array_equal(one.weights, more.weights)
-
-
 def test_sizes_alone_choose_the_solver(monkeypatch):
     """Up to 2,048 rows, and half as many as features, of more than 2,048; StreamingSVC takes it, and chooses C by it."""
     sizes = [(5, 2048), (5, 2049), (1024, 2049), (1025, 2049), (2048, 5000), (2049, 5000)]

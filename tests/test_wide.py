@@ -8,6 +8,7 @@ from sklearn.svm import LinearSVC
 
 from streamcnn import wide
 from streamcnn.errors import DataError
+from streamcnn.few import FewSolver
 from streamcnn.ladder import svm_bytes
 from streamcnn.linear import LinearProblem
 from streamcnn.newton import solve
@@ -80,10 +81,11 @@ def test_more_features_than_rows_and_repeated_ones():
 
 
 @pytest.mark.parametrize("n_jobs", [2, 3])
-def test_any_number_of_threads_gives_the_same_bits(n_jobs):
+@pytest.mark.parametrize(("solver", "n", "k", "tol"), [(WideSolver, 500, 90, 1e-5), (FewSolver, 100, 2500, 1e-6)])
+def test_any_number_of_threads_gives_the_same_bits(solver, n, k, tol, n_jobs):
     """Every product has one thread, so planes have the same bits for 1, 2 and 3."""
-    rows, codes = overlapping(500, 90, 4, dtype=np.float32)
-    one, more = (WideSolver(problem_of(rows, codes, n_jobs=n)).solve(10.0, 1e-5, 100) for n in (1, n_jobs))
+    rows, codes = overlapping(n, k, 4, dtype=np.float32)
+    one, more = (solver(problem_of(rows, codes, n_jobs=jobs)).solve(10.0, tol, 100) for jobs in (1, n_jobs))
     np.testing.assert_array_equal(one.weights, more.weights)
 
 

@@ -133,7 +133,7 @@ _LOADING_BYTES, _COMPILING_BYTES = 56 << 20, 128 << 20
 
 def pending_bytes(dispatchers) -> int:
     """What this process will still grow by when these kernels come into use: nothing, the loading or the compiling of them."""
-    new = [d for d in dispatchers if hasattr(d, "signatures") and not d.signatures]  # no signatures: numba is switched off
+    new = [dispatcher for dispatcher in dispatchers if _is_new(dispatcher)]
     cached = all(_is_cached(dispatcher) for dispatcher in new)
     if len(new) < len(dispatchers):  # LLVM is there already
         return 0 if cached else (_COMPILING_BYTES - _LOADING_BYTES) // 2
@@ -142,7 +142,12 @@ def pending_bytes(dispatchers) -> int:
 
 def compiles_first(dispatcher) -> bool:
     """Whether the next use of a kernel compiles it: it is neither in this process nor on disk."""
-    return hasattr(dispatcher, "signatures") and not dispatcher.signatures and not _is_cached(dispatcher)
+    return _is_new(dispatcher) and not _is_cached(dispatcher)
+
+
+def _is_new(dispatcher) -> bool:
+    """Whether a kernel has not been used in this process; without signatures numba is switched off."""
+    return hasattr(dispatcher, "signatures") and not dispatcher.signatures
 
 
 def _is_cached(dispatcher) -> bool:
