@@ -57,7 +57,11 @@ def _common(parser: argparse.ArgumentParser, *, training: bool = False, data: bo
         parser.add_argument("--images-key", metavar="KEY", help="data set of the images in an .h5 or .npz file")
         parser.add_argument("--labels-key", metavar="KEY", help="data set of the labels")
         parser.add_argument("--skip-bad", action="store_true", help="leave out image files that cannot be read, up to 1 %% or 3")
-        parser.add_argument("--image-size", metavar="HxW[xC]", help="resize image files, for example 96x96 or 96x96x3")
+        parser.add_argument(
+            "--image-size",
+            metavar="HxW[xC]",
+            help="resize image files, for example to 96x96 or 96x96x3; chosen in training where they are of several sizes",
+        )
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
 

@@ -75,9 +75,12 @@ def _image_shape(text: str | None) -> tuple[int, ...] | None:
 
 
 def open_data(
-    args: argparse.Namespace, path: str, need_labels: bool, image_shape: tuple[int, ...] | None = None, store: Path | None = None
+    args: argparse.Namespace, path: str, need_labels: bool, image_shape: tuple[int, ...] | str | None, store: Path | None = None
 ) -> ImageSource:
-    """Open DATA with the common flags; files that an earlier run into `store` found bad are left out without reading all again."""
+    """Open DATA with the common flags, in `image_shape` where no `--image-size` is given.
+
+    Files that an earlier run into `store` found bad are left out without reading all again.
+    """
     options: dict[str, Any] = {"images_key": args.images_key, "labels_key": args.labels_key, "need_labels": need_labels}
     options["memory_limit"] = resolve_limit(args.memory_limit)
     options["image_shape"] = _image_shape(args.image_size) or image_shape

@@ -32,7 +32,7 @@ from streamcnn.threads import resolve_n_jobs
 def plan(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn plan DATA`."""
     settings, limit = settings_of(args), resolve_limit(args.memory_limit)
-    with open_data(args, args.data, need_labels=True) as source:
+    with open_data(args, args.data, True, "auto") as source:
         result = make_plan(source, settings, limit, None)
     say(str(result))
     return result.to_dict()
@@ -44,9 +44,9 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
     check_output_file(model_path, "--model", args.data, args.test or args.data)
     store = Path(args.store) if args.store else model_path.with_name(model_path.name + ".store")
     seconds = None if args.search is None else parse_seconds(args.search)
-    with MemoryMonitor(limit) as monitor, open_data(args, args.data, need_labels=True, store=store) as source:
+    with MemoryMonitor(limit) as monitor, open_data(args, args.data, True, "auto", store) as source:
         warn_of_rows(source)
-        test = open_data(args, args.test, need_labels=True) if args.test else None
+        test = open_data(args, args.test, True, source.reading_shape) if args.test else None
         found = None
         if seconds is not None:
             found = _search(args, source, limit, seconds, store, monitor)

@@ -48,11 +48,14 @@ class ImageInput:
         if self._is_rows(X):
             X = check_rows(self, X, reset)
         limit = resolve_limit(self.memory_limit) if isinstance(X, (str, Path)) else None  # type: ignore[attr-defined]
-        source = open_images(X, y, image_shape=self.image_shape, memory_limit=limit)  # type: ignore[attr-defined]
+        given: Any = self.image_shape if reset else self._reading_shape  # type: ignore[attr-defined, has-type]
+        shape = "auto" if reset and given is None else given
+        source = open_images(X, y, image_shape=shape, memory_limit=limit)
         if reset and not self._is_rows(X):
             self.n_features_in_ = int(np.prod(source.image_shape))
             vars(self).pop("feature_names_in_", None)
         if reset:
+            self._reading_shape = source.reading_shape
             warn_of_rows(source)
         return source
 

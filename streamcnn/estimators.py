@@ -101,7 +101,8 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         What convolves; `"auto"` is a CUDA device where there is one, else the CPU. `"naive"` is the slow reference.
     image_shape : tuple or None
         (height, width) or (height, width, channels) of images given as 2-D rows, or to resize image files to. Rows without it
-        are images of shape (1, n_features, 1).
+        are images of shape (1, n_features, 1); files without it are resized where they are of several sizes, as
+        `open_images(path, image_shape="auto")` does.
     n_jobs : int or None
         Threads; None for all cores.
     random_state : int, generator or None

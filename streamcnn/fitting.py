@@ -87,7 +87,7 @@ def fit_model(
                 "digest": run.digests["svm"],
                 "versions": library_versions(),
             }
-            if "image_shape" in source.opened_with:
+            if source.reading_shape is not None:
                 header["image_shape_given"] = True
             model = Model(*parts, run.classes, header)
             if not temporary:

@@ -24,8 +24,8 @@ REPAIR = '; repair it, move it away, or leave such files out by on_error="skip" 
 _ORIENTATION = 0x0112
 _COLOUR_MODES = {"RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 _ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
-# advised where images have several sizes, unless one is smaller
-_SIDE = 96
+SIDE = 96
+"""Of the square that images of several sizes are brought to, or advised to be, unless they are smaller."""
 
 
 @dataclass(frozen=True)
@@ -364,7 +364,7 @@ class Decoder:
 
     def wrong_size(self, path: Path, size: tuple[int, int]) -> DataError:
         """The error of a file of (width, height) `size`."""
-        side = min(_SIDE, self.height, self.width, *size)
+        side = min(SIDE, self.height, self.width, *size)
         return DataError(
             f"{path}: is {size[1]} x {size[0]} pixels (height x width) where the first image is {self.height} x {self.width}; "
             f"image_shape=({side}, {side}), say, stretches every image to that (--image-size {side}x{side})"

@@ -145,7 +145,8 @@ def plan(
     if unknown := parameters.keys() - {each.name for each in fields(Settings)}:
         raise ParameterError(f"parameters must be those of StreamCNNClassifier, got {min(unknown)}: is it spelt right?")
     settings = resolve_settings(preset, n_jobs=n_jobs, **parameters)
-    with open_images(data, labels, image_shape=image_shape, memory_limit=limit) as source:
+    shape = "auto" if image_shape is None else image_shape
+    with open_images(data, labels, image_shape=shape, memory_limit=limit) as source:
         return make_plan(source, settings, limit, None if store is None else Path(store))
 
 

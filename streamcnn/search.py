@@ -299,7 +299,7 @@ def search(
     limit, n_jobs = resolve_limit(memory_limit), resolve_n_jobs(parameters.pop("n_jobs", None))
     image_shape, seed = parameters.pop("image_shape", None), resolve_seed(parameters.pop("random_state", None))
     verbose, candidates = parameters.pop("verbose", 0), ladder(preset, n_jobs, seed, **parameters)
-    opening = {"image_shape": image_shape, "need_labels": True, "memory_limit": limit}
+    opening: dict[str, Any] = {"image_shape": "auto" if image_shape is None else image_shape, "need_labels": True, "memory_limit": limit}
     with MemoryMonitor(limit) as monitor, open_images(data, labels, **opening) as source:
         found = search_settings(source, candidates, limit, parse_seconds(seconds), Progress(verbose, monitor), monitor)
     found.keywords |= {"memory_limit": memory_limit, "image_shape": image_shape, "n_jobs": n_jobs, "random_state": seed, "verbose": verbose}

@@ -87,7 +87,10 @@ def resolve_shape(shape: tuple[int, ...], image_shape: tuple[int, ...] | None) -
     else:
         found = (*shape[1:], 1)[:3]
         if asked and asked != found[: len(asked)]:
-            raise DataError(f"image_shape is {asked} but the array holds images of shape {found}: leave image_shape out")
+            raise DataError(
+                f"image_shape is {asked} but the array holds images of shape {found}, and only files are resized: leave image_shape out, "
+                "or for a model trained with it resize the images"
+            )
     height, width, channels = (int(size) for size in found)
     if len(shape) == 4 and height in (1, 3) and min(width, channels) > 4:
         warn(
@@ -98,8 +101,8 @@ def resolve_shape(shape: tuple[int, ...], image_shape: tuple[int, ...] | None) -
 
 
 def check_image_shape(image_shape) -> tuple[int, ...] | None:
-    """`image_shape` as a tuple of two or three positive whole numbers, or None."""
-    if image_shape is None:
+    """`image_shape` as a tuple of two or three positive whole numbers, or None, which `"auto"` is too."""
+    if image_shape is None or (isinstance(image_shape, str) and image_shape == "auto"):
         return None
     try:
         shape = tuple(image_shape)
@@ -107,7 +110,7 @@ def check_image_shape(image_shape) -> tuple[int, ...] | None:
     except (TypeError, ValueError):
         valid = False
     if not valid:
-        raise ParameterError(f"image_shape must be (height, width) or (height, width, channels), got {image_shape!r}")
+        raise ParameterError(f'image_shape must be (height, width), (height, width, channels) or "auto", got {image_shape!r}')
     return tuple(int(size) for size in shape)
 
 
@@ -172,6 +175,11 @@ class ImageSource:
         """See `forking.tell_child`."""
         self._reading = ThreadLock()
         self.close()
+
+    @property
+    def reading_shape(self) -> tuple[int, int, int] | None:
+        """`image_shape` for `open_images`, to open others as these were: where files were resized, or rows given a shape."""
+        return self.image_shape if "image_shape" in self.opened_with else None
 
     @property
     def row_values(self) -> int:

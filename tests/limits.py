@@ -58,8 +58,8 @@ def combinations() -> list[Combination]:
         found.append(Combination(kind, *small, "fast", "evaluate", "smallest", quick))
     for dtype in ("float32", "uint16"):
         found += [Combination(f"h5:{dtype}", *small, "fast", stage, "smallest", quick) for stage in ("fit", "predict")]
-    found.append(Combination("h5:classes", 6000, (12, 12, 1), "fast", "fit", "smallest", quick))
-    found.append(Combination("h5:classes", 6000, (12, 12, 1), "fast", "evaluate", "smallest", quick))
+    found.append(Combination("h5:classes", 3000, (12, 12, 1), "fast", "fit", "smallest", quick))
+    found.append(Combination("h5:classes", 3000, (12, 12, 1), "fast", "evaluate", "smallest", quick))
     found.append(Combination("h5", *small, "fast", "fit", "smallest", ("--n-components=4", *quick)))
     found.append(Combination("h5", *small, "fast", "fit", "smallest", ("--n-components=400", "--pca-solver=incremental", *quick)))
     found.append(Combination("h5", *colour, "fast", "fit", "smallest", ("--n-components=none", "--keep-features=no", *quick)))
@@ -101,7 +101,7 @@ def make_data(folder: Path, kind: str, rows: int, shape: tuple[int, int, int]) -
     path = path if kind == "folder" else path.with_suffix(".npy" if kind == "array" else f".{kind}")
     if path.exists():
         return path
-    images, labels = make_images(rows, shape, 2000 if variant == "classes" else 6)
+    images, labels = make_images(rows, shape, 1000 if variant == "classes" else 6)
     if variant in ("float32", "uint16"):
         images = images.astype(variant) * (100 if variant == "uint16" else 1)
     if kind == "h5":

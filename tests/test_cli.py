@@ -76,6 +76,40 @@ def test_fit_reports_every_key(trained):
     assert "peak memory" in done.stderr
 
 
+def photos(folder, digits, rows):
+    """Digits as photos of many sizes, a folder a class."""
+    sizes = np.random.default_rng(7).integers(20, 70, (len(rows), 2))
+    for row, size in zip(rows, sizes):
+        path = folder / str(digits[1][row]) / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits[0][row, :, :, 0]).resize(tuple(map(int, size))).save(path)
+    return folder
+
+
+def test_photos_of_several_sizes_need_no_parameter(digits, tmp_path):
+    """plan, fit --test, evaluate and predict bring images of any size to one, as --image-size does; it is said and kept in the model."""
+    train, test = photos(tmp_path / "train", digits, range(150)), photos(tmp_path / "test", digits, range(150, 250))
+    planned = result(run("plan", train, "--memory-limit", "1GiB", "--json"))
+    done = run("fit", train, "--model", tmp_path / "m.h5", "--test", test, *FIT, "--json")
+    height, width, channels = load_model(tmp_path / "m.h5").image_shape
+    assert height == width < 45 and channels == 1 and planned["source"]["image_shape"] == [height, width, 1]
+    said = f"several sizes, so all are stretched to {height} x {width} pixels; image_shape=(height, width) (--image-size HxW) sets another"
+    assert done.stderr.count(said) == 1
+    accuracy = result(done)["accuracy"]
+    assert accuracy > 0.7
+    assert result(run("evaluate", tmp_path / "m.h5", test, "--json"))["accuracy"] == accuracy
+    run("fit", train, "--model", tmp_path / "told.h5", "--image-size", f"{height}x{width}", *FIT)
+    assert (tmp_path / "told.h5").read_bytes() == (tmp_path / "m.h5").read_bytes()
+    classes = [line.split(",")[2] for line in run("predict", tmp_path / "m.h5", test).stdout.splitlines()[1:]]
+    right = [label == path.split("/")[0] for label, path in zip(classes, (name for name in named(test)))]
+    assert np.mean(right) == accuracy
+
+
+def named(tree):
+    """Paths of the images of a tree in the order they are read."""
+    return sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*.png"))
+
+
 def test_what_was_chosen_is_said(trained, tmp_path):
     """fit and info tell kernel, C and gamma, and the accuracy on the held-out images by which they were chosen; given ones have none."""
     folder, report, done = trained

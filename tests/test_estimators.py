@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -279,12 +280,14 @@ def test_a_list_of_paths_is_no_array(digits):
 
 
 def test_rows_that_may_be_images_are_asked_about(digits):
-    """Rows of a square number of values without image_shape are warned of at the line of the call, others and shaped ones are not."""
+    """Rows of a square number of values, or three times one, are warned of at the line of the call; others and shaped ones are not."""
     rows, labels = digits[0][:60].reshape(60, 64), digits[1][:60]
     classifier = StreamCNNClassifier(layers=ConvLayer(2, (1, 3), filters="random"), kernel="linear", C=1.0, random_state=0)
     with pytest.warns(UserWarning, match=r"images of 1 x 64 pixels; if they are of 8 x 8, give image_shape=\(8, 8\)") as caught:
         classifier.fit(rows, labels)
     assert {Path(warning.filename).name for warning in caught if "image_shape" in str(warning.message)} == {"test_estimators.py"}
+    with pytest.warns(UserWarning, match=r"if they are of 8 x 8, give image_shape=\(8, 8, 3\) \(--image-size 8x8x3\); .*\(-1, 3, 8, 8\)"):
+        clone(classifier).fit(np.tile(rows, 3), labels)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="rows of")
         assert len(classifier.predict(rows[:1])) == len(classifier.model_.predict(rows[:1])) == 1  # a row is no image without an axis
@@ -413,6 +416,29 @@ def test_a_loaded_model_predicts_as_the_classifier_that_was_saved(tree, tmp_path
     few = labels < "digit 2"
     model = StreamCNNClassifier(**SMALL, C=1.0, kernel="linear").fit(images[few], labels[few]).model_
     assert model.decision_function(images).shape == (300,)
+
+
+def test_folders_of_several_sizes_are_brought_to_one(tmp_path, digits):
+    """fit, predict, score, partial_fit and ConvFeatures take files of any size without image_shape, as they do with the one chosen."""
+    images, labels = digits
+    for row in range(80):
+        path = tmp_path / ("train" if row < 60 else "test") / f"{labels[row] % 2}" / f"{row:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[row, :, :, 0]).resize((20 + row % 7, 16 + row % 5)).save(path)
+    options = {"random_state": 0, "memory_limit": "2GiB"}
+    with pytest.warns(UserWarning, match="several sizes, so all are stretched to 18 x 18 pixels"):
+        found = StreamCNNClassifier(store=tmp_path / "store", **options).fit(tmp_path / "train")
+    told = StreamCNNClassifier(image_shape=(18, 18), **options).fit(tmp_path / "train")
+    assert found.image_shape_ == told.image_shape_ == (18, 18, 1)
+    np.testing.assert_array_equal(found.predict(tmp_path / "test"), told.predict(tmp_path / "test"))
+    assert found.score(tmp_path / "test") == told.score(tmp_path / "test") > 0.8
+    found.partial_fit(tmp_path / "test")
+    assert found.model_.header["n_train"] == 80
+    with pytest.raises(DataError, match=r"image_shape is \(18, 18, 1\) but the array holds images of shape \(8, 8, 1\), and only files"):
+        found.predict(images[:5])
+    with pytest.warns(UserWarning, match="several sizes"):
+        features = ConvFeatures(random_state=0).fit(tmp_path / "train")
+    assert features.transform(tmp_path / "test").shape == (20, features.network_.n_features)
 
 
 def test_decisions_are_made_on_one_blas_thread(digits, monkeypatch):

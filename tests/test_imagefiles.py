@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from streamcnn import images as images_module
+from streamcnn import folderimages as images_module
 from streamcnn.errors import DataError, FileError, ParameterError
 from streamcnn.imagefiles import Decoder
 from streamcnn.images import FolderSource, open_images
@@ -327,6 +327,59 @@ def test_odd_size_is_named(tmp_path, size):
     message = rf"2\.png: is {size[0]} x {size[1]} pixels .* first image is 6 x 8; image_shape=\({side}, {side}\), say, stretches"
     with pytest.raises(DataError, match=message):
         read_all(source)
+
+
+def varied(root, sizes):
+    """A tree of grey images of these (height, width), two classes in turn."""
+    for i, (height, width) in enumerate(sizes):
+        save(root / "ab"[i % 2] / f"{i}.png", np.full((height, width), 8 * i, np.uint8))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ([(100, 120), (120, 100), (300, 200), (100, 120)], (96, 96)),  # half of one size, the others upright or larger
+        ([(40, 60), (60, 40), (50, 50), (400, 300)], (45, 45)),  # of small ones the median of 40, 40, 50 and 300
+        ([(6, 8), (6, 8), (6, 8), (8, 6)], None),  # one odd among four
+        ([(6, 8)] * 4, None),
+    ],
+)
+def test_files_of_several_sizes_are_resized_automatically_and_one_odd_file_is_not(tmp_path, sizes, shape):
+    """image_shape="auto": below three in four of one size all become squares, said once; else nothing is resized."""
+    varied(tmp_path, sizes)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        source = open_images(tmp_path, image_shape="auto")
+    if shape is None:
+        assert not said and source.image_shape == (6, 8, 1) and source.reading_shape is None and "image_shape" not in source.opened_with
+        return
+    side = shape[0]
+    assert [str(w.message) for w in said] == [
+        f"{tmp_path}: the images are of several sizes, so all are stretched to {side} x {side} pixels; "
+        "image_shape=(height, width) (--image-size HxW) sets another size"
+    ]
+    assert said[0].filename == __file__
+    told = open_images(tmp_path, image_shape=shape)
+    assert source.fingerprint() == told.fingerprint() and source.opened_with == told.opened_with
+    assert source.reading_shape == (*shape, 1)
+    np.testing.assert_array_equal(read_all(source), read_all(told))
+
+
+def test_automatic_size_of_one_odd_file_is_the_error_of_always(tmp_path):
+    """With "auto" one file of another size among equal ones is named, as it is without."""
+    varied(tmp_path, [(6, 8), (6, 8), (6, 8), (6, 8), (9, 9)])
+    with pytest.raises(DataError, match=r"4\.png: is 9 x 9 pixels"):
+        open_images(tmp_path, image_shape="auto").check()
+
+
+def test_automatic_size_is_for_files(digits):
+    """Arrays and rows are opened as without "auto"; another word is refused."""
+    images, _ = digits
+    assert open_images(images, image_shape="auto").opened_with == {}
+    assert open_images(images.reshape(len(images), -1), image_shape="auto").image_shape == (1, 64, 1)
+    with pytest.raises(ParameterError, match=r'image_shape must be .* or "auto", got \'big\''):
+        open_images(images, image_shape="big")
 
 
 def test_resizing(tmp_path):

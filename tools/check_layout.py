@@ -12,7 +12,7 @@ from pathlib import Path
 
 ORDER = """
 errors faults forking files h5files threads slicing rows system drawing tracing memory h5layout untrusted
- labels imagetraps imagefiles sources arrayfiles h5text h5images images subset
+ labels imagetraps imagefiles sources arrayfiles h5text h5images folderimages images subset
 kernels.jit kernels kernels.half kernels.checksum kernels.emitter kernels.simd kernels.naive kernels.pixels kernels.cpu kernels.peak
  kernels.warp kernels.cudadevice kernels.cudaloops kernels.cudapixels kernels.cuda
 variations datasets preprocess filters patches layers network arrays manifest shards shardcheck storefolder store checkpoint
