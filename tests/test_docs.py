@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from children import CONTEXT
 from pages import FENCE, ROOT, blocks, run_page
@@ -134,6 +136,16 @@ def bench(monkeypatch):
     """`tools/bench.py`."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     return importlib.import_module("bench")
+
+
+def test_the_smallest_limit_of_a_table_is_one_that_is_planned(bench, tmp_path):
+    """The limit of the table of limits would do, and a hundredth less is refused."""
+    np.save(tmp_path / "d.npy", np.zeros((40, 16, 16), np.uint8))
+    np.save(tmp_path / "d_labels.npy", np.arange(40) % 2)
+    limit = bench.smallest_limit(tmp_path / "d.npy", "fast", tmp_path)
+    for allowed, code in ((limit, 0), (limit * 99 // 100, 1)):
+        command = [sys.executable, "-m", "streamcnn", "plan", str(tmp_path / "d.npy"), "--memory-limit", str(allowed)]
+        assert subprocess.run(command, capture_output=True, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}).returncode == code
 
 
 def test_tables_are_written_wherever_their_markers_stand(bench, tmp_path, monkeypatch):

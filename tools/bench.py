@@ -2,7 +2,7 @@
 
 python tools/bench.py                    demo, convolution, extraction
 STREAMCNN_DATA=... python tools/bench.py  those and Extended Yale B; with STREAMCNN_LARGE=big.h5 also a fit of that file under 1 GiB
-python tools/bench.py conv                only this table, likewise demo, io, yale, faces and large
+python tools/bench.py conv                only this table, likewise demo, limits, io, yale, faces and large
 python tools/bench.py million             LinearSVC with a million rows (a quarter of an hour), likewise scaling (10 million, 8 GB of disk)
 STREAMCNN_DATA=... python tools/bench.py frontier   what `tools/frontier.csv` lacks (an hour), and its picture
 STREAMCNN_DATA=... python tools/bench.py defaults   what the filters of `fast` give, against others
@@ -24,6 +24,7 @@ from typing import Any
 
 import defaults
 import frontier
+import numpy as np
 
 from streamcnn import bench, iobench, pcabench, pipebench, rbfbench, svmbench
 from streamcnn.baseline import BASELINES, KEYS, merged
@@ -51,15 +52,52 @@ def demo_table() -> str:
     r = run("demo")
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in r["stage_seconds"].items() if name != "evaluate")
     train = sum(seconds for name, seconds in r["stage_seconds"].items() if name != "evaluate")
+    whole = r["compile_seconds"] + r["data_seconds"] + sum(r["stage_seconds"].values())
     rows = [
         ("data on disk", f"{mib(r['data_bytes'])}, {r['n_train'] + r['n_test']:,} images of 64 x 64"),
         ("memory limit", mib(r["memory_limit_bytes"])),
         ("peak resident memory of the process", f"{mib(r['peak_rss_bytes'])} ({mib(r['planned_peak_bytes'])} planned)"),
         ("accuracy on variants of digits never trained on", f"{100 * r['accuracy']:.2f} %"),
         ("training", f"{train:.1f} s ({stages})"),
+        ("in all, with compiling kernels and making and testing the data", f"{whole:.0f} s"),
+        ("disk for the time being", mib(r["data_bytes"] + r["store_bytes"])),
         ("machine", f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"),
     ]
     return "\n".join(["| `streamcnn demo` | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+
+
+# images, (height, width, channels)
+DATA_SETS = [(1_000, (64, 64, 1)), (10_000, (96, 96, 3)), (100_000, (32, 32, 3))]
+
+
+def smallest_limit(data: Path, preset: str, kernels: Path) -> int:
+    """Bytes of the smallest limit that `streamcnn plan` allows, as its refusal of a far too small one names it.
+
+    `kernels` is the folder that compiled kernels are looked for in: those that are not there are compiled by the run, which takes memory.
+    """
+    command = [sys.executable, "-m", "streamcnn", "plan", str(data), "--preset", preset, "--memory-limit", "1MiB"]
+    refusal = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"NUMBA_CACHE_DIR": str(kernels)}).stderr
+    return int(refusal.partition("at least ")[2].partition("MiB")[0]) << 20
+
+
+def limits_table() -> str:
+    """The smallest memory limits for images of some sizes, and what Python holds."""
+    presets = ("fast", "faces", "patches")
+    lines = [f"| smallest memory limit | {' | '.join(f'`{preset}`' for preset in presets)} |", "|---" * 4 + "|"]
+    with tempfile.TemporaryDirectory() as folder:
+        compiled, none = Path(folder) / "compiled", Path(folder) / "none"
+        subprocess.run([sys.executable, "-m", "streamcnn", "warmup"], check=True, env=os.environ | {"NUMBA_CACHE_DIR": str(compiled)})
+        for rows, shape in DATA_SETS:
+            path = Path(folder) / f"{rows}.npy"
+            np.lib.format.open_memmap(path, "w+", np.uint8, (rows, *shape))  # never written: hardly a byte on disk
+            np.save(path.with_name(f"{rows}_labels.npy"), np.arange(rows) % 10)
+            limits = [smallest_limit(path, preset, compiled) for preset in presets]
+            size = " x ".join(map(str, shape[:2])) + (" in colour" if shape[2] == 3 else "")
+            lines.append(f"| {rows:,} images of {size} | {' | '.join(map(mib, limits))} |")
+        held = run("plan", str(path), "--memory-limit", "64GiB")["already_in_use_bytes"]
+        more = max(smallest_limit(path, preset, none) - limit for preset, limit in zip(presets, limits))
+    notes = f"Python, Numba and scikit-learn alone hold {mib(held)}; a first run, which compiles kernels, needs up to {mib(more)} more"
+    return "\n".join([*lines, "", f"{notes}; {os.cpu_count()} threads, {platform.system()}, Python {platform.python_version()}"])
 
 
 def yale_table(folder: Path) -> str:
@@ -186,7 +224,7 @@ def write(name: str, table: str) -> None:
 def main(names: list[str]) -> None:
     """Measure the tables named, or everything there is data for."""
     folder = os.environ.get("STREAMCNN_DATA")
-    tables: dict[str, Callable[[], str]] = {"demo": demo_table, "conv": conv_table, "io": io_table}
+    tables: dict[str, Callable[[], str]] = {"demo": demo_table, "limits": limits_table, "conv": conv_table, "io": io_table}
     if large := os.environ.get("STREAMCNN_LARGE"):
         tables["large"] = lambda: large_table(Path(large))
     if folder:
