@@ -21,7 +21,7 @@ from streamcnn.rows import ArrayRows, block_rows
 from streamcnn.slicing import is_sliced
 from streamcnn.svmchecks import check_parameters, check_sample_weight, class_weights, encoded_labels, seed_of
 from streamcnn.svmsaved import ARRAYS, arrays_of, restore
-from streamcnn.svmtraining import Trainer, selected, sizes
+from streamcnn.svmtraining import Trainer, choose_parameters, measure_rows
 from streamcnn.threads import limit_blas, resolve_n_jobs
 
 
@@ -197,7 +197,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             # with a scaling that is kept nothing else follows from them: a pass less
             asked = before is None or self.gamma == "scale"
             with np.errstate(over="ignore"):
-                n_rows, mean_square, variance = sizes(source, dtype, weights, checkpoint) if asked else (source.n_rows, 1.0, 1.0)
+                n_rows, mean_square, variance = measure_rows(source, dtype, weights, checkpoint) if asked else (source.n_rows, 1.0, 1.0)
             if weights is not None and (weights == 1).all():
                 weights = None
             classes, codes = encoded_labels(source, y, n_rows)
@@ -216,15 +216,15 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
             if isinstance(self.gamma, str) and self.gamma == "scale":
                 gamma = 1 / (source.n_features * variance * scale**2) if variance > 0 else 1.0
             C, seed = None if isinstance(self.C, str) else float(self.C), seed_of(self.random_state)
+            limits = self.max_iter, self.cache_size, self.n_landmarks
             kept = before if before is not None and before.kernel_ == kernel else None
             if kept is not None:
                 C, gamma, tried = kept.C_, kept.gamma_, kept.selection_
             else:
-                limits = self.max_iter, self.cache_size, self.n_landmarks
-                C, gamma, tried = selected(checkpoint, kernel, C, gamma, problem, seed, *limits)
-            trainer = Trainer(self, kernel, C, gamma, seed, checkpoint)
+                C, gamma, tried = choose_parameters(checkpoint, kernel, C, gamma, problem, seed, *limits)
+            trainer = Trainer(kernel, C, gamma, seed, self.tol, *limits, checkpoint)
             if kept is not None:
-                trainer.go_on(kept, problem, known)
+                trainer.go_on(kept._machine, problem, known)
             slope = trainer.calibrate(problem, classes) if self.probability else None
             machine, n_iter = trainer.fit(problem)
         self.classes_, self.kernel_, self.scale_, self.C_ = classes, kernel, problem.scale, C

@@ -1,7 +1,6 @@
 """What `StreamingSVC.fit` computes, each as a step of its checkpoint: sizes of the rows, C and gamma, and the machine of its kernel."""
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -10,9 +9,9 @@ from streamcnn.calibration import fit_slope, held_out_rows
 from streamcnn.checkpoint import Checkpoint
 from streamcnn.decisions import Machine, decide_rows
 from streamcnn.errors import warn
-from streamcnn.linear import LinearProblem, LinearSolution
+from streamcnn.linear import LinearMachine, LinearProblem, LinearSolution
 from streamcnn.newton import continued
-from streamcnn.nystroem import Landmarks, NystroemProblem
+from streamcnn.nystroem import Landmarks, NystroemMachine, NystroemProblem
 from streamcnn.rbf import RBF_ARRAYS, RbfMachine
 from streamcnn.rowinput import Batches, gather, row_sizes
 from streamcnn.rows import Rows
@@ -20,13 +19,13 @@ from streamcnn.selection import landmark_rows, select
 from streamcnn.wide import linear_method, linear_solver
 
 
-def sizes(source: Rows | Batches, dtype, weights: np.ndarray | None, checkpoint: Checkpoint) -> tuple[int, float, float]:
+def measure_rows(source: Rows | Batches, dtype, weights: np.ndarray | None, checkpoint: Checkpoint) -> tuple[int, float, float]:
     """`row_sizes`, as a step."""
     n_rows, mean_square, variance = checkpoint.step(lambda: {"sizes": np.array(row_sizes(source, dtype, weights))})["sizes"].tolist()
     return int(n_rows), mean_square, variance
 
 
-def selected(checkpoint: Checkpoint, *arguments) -> tuple[float, float, dict]:
+def choose_parameters(checkpoint: Checkpoint, *arguments) -> tuple[float, float, dict]:
     """What `select` gives for its arguments, as a step."""
 
     def compute() -> dict[str, np.ndarray]:
@@ -39,52 +38,61 @@ def selected(checkpoint: Checkpoint, *arguments) -> tuple[float, float, dict]:
     return *found["chosen"].tolist(), tried
 
 
+@dataclass
 class Trainer:
     """Trains machines with the same parameters, the second one from where the first one ended; a kernel's landmarks are drawn once.
 
-    Parameters
+    Attributes
     ----------
-    svc : StreamingSVC
-        Of which the solvers' parameters are taken.
     kernel : {"linear", "rbf", "nystroem"}
     C, gamma : float
     seed : int
+    tol, max_iter, cache_size, n_landmarks
+        As in `StreamingSVC`.
     checkpoint : Checkpoint
+    landmarks, solution
+        What the next machine starts from.
     """
 
-    def __init__(self, svc: Any, kernel: str, C: float, gamma: float, seed: int, checkpoint: Checkpoint):
-        self.svc, self.kernel, self.C, self.gamma, self.seed, self.checkpoint = svc, kernel, C, gamma, seed, checkpoint
-        self.landmarks: Landmarks | None = None
-        self.solution: LinearSolution | None = None
+    kernel: str
+    C: float
+    gamma: float
+    seed: int
+    tol: float
+    max_iter: int
+    cache_size: float
+    n_landmarks: int
+    checkpoint: Checkpoint
+    landmarks: Landmarks | None = None
+    solution: LinearSolution | None = None
 
-    def go_on(self, before: Any, problem: LinearProblem, known: np.ndarray) -> None:
-        """Start from the planes of `before`, whose classes are `known` among those of `problem`."""
-        if self.kernel == "linear":
-            self.solution = continued(problem, self.C, before.coef_, before.intercept_, known)
-        elif self.kernel == "nystroem":
-            self.landmarks = Landmarks(before.landmarks_, self.gamma, problem.dtype, problem.scale)
-            self.solution = NystroemProblem(problem, self.landmarks).continued(before.dual_coef_, before.intercept_, known)
+    def go_on(self, before: Machine, problem: LinearProblem, known: np.ndarray) -> None:
+        """Start from the planes of `before`, whose classes are `known` among those of `problem`; an exact RBF SVM starts from nothing."""
+        if isinstance(before, LinearMachine):
+            self.solution = continued(problem, self.C, before.coef, before.intercept, known)
+        elif isinstance(before, NystroemMachine):
+            self.landmarks = Landmarks(before.landmarks, self.gamma, problem.dtype, problem.scale)
+            self.solution = NystroemProblem(problem, self.landmarks).continued(before.dual_coef, before.intercept, known)
 
     def fit(self, problem: LinearProblem) -> tuple[Machine, np.ndarray]:
         """The machine and the passes of each plane, or libsvm's iterations of each pair."""
-        svc = self.svc
         if self.kernel == "rbf":
             return self._fit_rbf(problem)
         if self.kernel == "linear":
             quasi_newton = linear_method(len(problem.codes), problem.source.n_features) == "wide"
-            tol = 100 * svc.tol if quasi_newton else svc.tol
-            self.solution = solution = linear_solver(problem)(self.C, tol, svc.max_iter, self.solution, self.checkpoint)
+            tol = 100 * self.tol if quasi_newton else self.tol
+            self.solution = solution = linear_solver(problem)(self.C, tol, self.max_iter, self.solution, self.checkpoint)
             machine: Machine = problem.machine(solution)
         else:
             if self.landmarks is None:
-                rows = landmark_rows(problem, svc.n_landmarks, self.seed)
+                rows = landmark_rows(problem, self.n_landmarks, self.seed)
                 self.landmarks = Landmarks(rows, self.gamma, problem.dtype, problem.scale)
             kernel = NystroemProblem(problem, self.landmarks)
-            self.solution = solution = kernel.solve(self.C, 100 * svc.tol, svc.max_iter, self.solution, self.checkpoint)
+            self.solution = solution = kernel.solve(self.C, 100 * self.tol, self.max_iter, self.solution, self.checkpoint)
             machine = kernel.machine(solution)
         if not solution.converged.all():
             warn(
-                f"the {self.kernel} SVM has not converged in max_iter={svc.max_iter} passes for {np.sum(~solution.converged)} of "
+                f"the {self.kernel} SVM has not converged in max_iter={self.max_iter} passes for {np.sum(~solution.converged)} of "
                 f"{len(solution.converged)} planes; raise max_iter or tol, or lower C",
                 ConvergenceWarning,
             )
@@ -105,7 +113,7 @@ class Trainer:
 
         def train() -> dict[str, np.ndarray]:
             rows, weights = problem.scaled(np.arange(n)), problem.weights_of(0, n)
-            machine, n_iter = RbfMachine.fit(rows, problem.codes, weights, self.C, self.gamma, problem.scale, self.svc.cache_size)
+            machine, n_iter = RbfMachine.fit(rows, problem.codes, weights, self.C, self.gamma, problem.scale, self.cache_size)
             return {name: getattr(machine, name) for name in RBF_ARRAYS} | {"n_iter": n_iter}
 
         found = self.checkpoint.step(train)
