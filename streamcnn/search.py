@@ -32,6 +32,7 @@ from streamcnn.plan import check_labels, make_plan
 from streamcnn.presets import Settings
 from streamcnn.progress import Progress
 from streamcnn.selection import stratified_sample
+from streamcnn.stages import any_normed
 from streamcnn.store import FeatureStore
 from streamcnn.subset import SubsetSource
 from streamcnn.threads import resolve_n_jobs
@@ -167,7 +168,7 @@ def _try(
 
 def _load_kernels(settings: Settings, train: SubsetSource, limit: int, monitor: MemoryMonitor) -> float:
     """Seconds to compile or load a candidate's kernels, if no other has used them: by a fit that takes little else."""
-    start, normed = time.perf_counter(), any(layer.patch_norm is not None for layer in settings.layers)
+    start, normed = time.perf_counter(), any_normed(settings.layers)
     if get_kernels(settings.device).pending_bytes(settings.preprocess, normed):
         small = replace(settings, layers=(ConvLayer(1, patch_norm=1.0 if normed else None),), n_components=None, kernel="linear", C=1.0)
         with _quiet(), suppress(StreamCNNError):  # the trial itself says what is wrong

@@ -3,6 +3,7 @@
 All of it is for one process: workers are threads, which share its memory.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from streamcnn.filters import selection_bytes
 from streamcnn.images import ImageSource
 from streamcnn.ladder import decision_bytes, fitted_svm_bytes, svm_bytes, svm_passes
+from streamcnn.layers import ConvLayer
 from streamcnn.network import CALIBRATION_BYTES, DRAW_CHUNK, PATCH_IMAGES, SCALE_IMAGES, Network
 from streamcnn.patches import patch_bytes
 from streamcnn.pcaplan import pca_bytes, pca_passes
@@ -83,12 +85,17 @@ class Shapes:
 def base_claims(source: ImageSource, network: Network, n_jobs: int, kernels) -> dict[str, int]:
     """What the process holds whatever the stage: the first claim is what it held on entry."""
     held = {name: size for name, size in source.scratch_bytes(1).items() if name in _HELD}
-    normed = any(g.layer.patch_norm is not None for g in network.geometry)
+    layers = [g.layer for g in network.geometry]
     return added(
         {"already in use": max(0, resident_bytes() - sum(held.values()))},
         held,
-        {"compiled kernels": kernels.pending_bytes(network.steps, normed), "libraries": _LIBRARY_BYTES + n_jobs * _THREAD_BYTES},
+        {"compiled kernels": kernels.pending_bytes(network.steps, any_normed(layers)), "libraries": _LIBRARY_BYTES + n_jobs * _THREAD_BYTES},
     )
+
+
+def any_normed(layers: Iterable[ConvLayer]) -> bool:
+    """Whether a layer normalises its windows, for which there are kernels of their own."""
+    return any(layer.patch_norm is not None for layer in layers)
 
 
 def image_bytes(source: ImageSource) -> int:
