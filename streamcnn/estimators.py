@@ -371,7 +371,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         X
             As in `fit`.
         y : array-like of shape (n_samples,) or None
-            May be left away where X carries labels.
+            May be left away where X carries labels; those of classes that are not known count as wrong, with a warning.
         sample_weight : array-like of shape (n_samples,) or None
 
         Returns
@@ -382,7 +382,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
             return super().score(X, decoded(y), sample_weight)
         check_is_fitted(self)
         source = self._open(X, None, reset=False)
-        right = self._decide(source, (), np.int32, self.model_.labels_of) == self.model_.codes_of(source)
+        right = self._decide(source, (), np.int32, self.model_.labels_of) == self.model_.codes_to_score(source)
         return float(np.average(right, weights=sample_weight))
 
     def save(self, path) -> None:

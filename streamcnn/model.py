@@ -10,7 +10,7 @@ import numpy as np
 from streamcnn.arrays import load_arrays, save_arrays
 from streamcnn.decisions import to_codes
 from streamcnn.drawing import facts_html
-from streamcnn.errors import DataError, ModelError
+from streamcnn.errors import DataError, ModelError, warn
 from streamcnn.features import FeatureExtractor
 from streamcnn.images import ImageSource, check_several, open_images
 from streamcnn.kernels import get_kernels
@@ -43,7 +43,7 @@ class Model:
     header : dict
         Parameters, pixel kind, versions: what `info` shows.
     planned : set
-        Shapes of results of at most a block of images, with the limit under which they were planned and fit.
+        Shapes of results of at most a block of images, with the limit, threads and device for which they were planned and fit.
     """
 
     def __init__(self, network: Network, pca: StreamingPCA | None, svm: StreamingSVC, classes: np.ndarray, header: dict[str, Any]):
@@ -149,6 +149,19 @@ class Model:
             raise DataError(f"no class of these images is one the model knows: it was trained on {some}")
         return codes[source.labels]
 
+    def codes_to_score(self, source: ImageSource) -> np.ndarray:
+        """`codes_of`, with a warning of what no prediction can be right about."""
+        codes = self.codes_of(source)
+        if unknown := int((codes < 0).sum()):
+            assert source.labels is not None and source.classes_ is not None
+            names = source.classes_[np.unique(source.labels[codes < 0])].tolist()
+            some = ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
+            warn(
+                f"{unknown:,} of {len(codes):,} images are of classes that the model does not know ({some}), and count as wrong: leave them "
+                f"out, or train it with them too"
+            )
+        return codes
+
     def collect(
         self,
         source: ImageSource,
@@ -178,7 +191,7 @@ class Model:
             return out
 
         # a few images in memory are planned once: plan and monitor take longer than to predict them
-        few = (*shape, memory_limit) if source.kind == "array" and source.n_samples <= PREDICT_BLOCK else None
+        few = (*shape, memory_limit, n_jobs, device) if source.kind == "array" and source.n_samples <= PREDICT_BLOCK else None
         if few in self.planned:
             return fill(source.n_samples)
         limit = resolve_limit(memory_limit)
@@ -193,7 +206,7 @@ class Model:
         ):
             return fill(plan.chunk_size, update, monitor)
 
-    def predict(self, X: Any, memory_limit: int | str | None = None, n_jobs: int | None = None) -> np.ndarray:
+    def predict(self, X: Any, memory_limit: int | str | None = None, n_jobs: int | None = None, device: str = "auto") -> np.ndarray:
         """Labels (n_samples,) of images.
 
         Parameters
@@ -205,6 +218,8 @@ class Model:
             Of the whole process.
         n_jobs : int or None
             Threads; None for all cores.
+        device : "auto", "cpu", "cuda" or "naive"
+            What convolves, whatever it was in training; on another one the last bits of decisions may differ.
 
         Raises
         ------
@@ -214,16 +229,16 @@ class Model:
             When a chunk of images and the result do not fit together.
         """
         source, itemsize = self._open(X, memory_limit), self.classes_.itemsize
-        return self.classes_[self.collect(source, (), np.int32, self.labels_of, itemsize, memory_limit, resolve_n_jobs(n_jobs))]
+        return self.classes_[self.collect(source, (), np.int32, self.labels_of, itemsize, memory_limit, resolve_n_jobs(n_jobs), device)]
 
-    def decision_function(self, X: Any, memory_limit: int | str | None = None, n_jobs: int | None = None) -> np.ndarray:
+    def decision_function(self, X: Any, memory_limit: int | str | None = None, n_jobs: int | None = None, device: str = "auto") -> np.ndarray:
         """Decision values: (n_samples,) for two classes, positive for the second; (n_samples, n_classes) for more. As `predict`."""
         n_classes = len(self.classes_)
         columns = () if n_classes == 2 else (n_classes,)
         source = self._open(X, memory_limit)
-        return self.collect(source, columns, np.float64, lambda decisions: decisions, 0, memory_limit, resolve_n_jobs(n_jobs))
+        return self.collect(source, columns, np.float64, lambda decisions: decisions, 0, memory_limit, resolve_n_jobs(n_jobs), device)
 
-    def predict_proba(self, X: Any, memory_limit: int | str | None = None, n_jobs: int | None = None) -> np.ndarray:
+    def predict_proba(self, X: Any, memory_limit: int | str | None = None, n_jobs: int | None = None, device: str = "auto") -> np.ndarray:
         """Probabilities (n_samples, n_classes), of a model that was trained with `probability=True`. As `predict`.
 
         Raises
@@ -233,13 +248,19 @@ class Model:
         """
         self.svm.check_probability()
         source, columns = self._open(X, memory_limit), (len(self.classes_),)
-        return self.collect(source, columns, np.float64, self.svm.probabilities, 0, memory_limit, resolve_n_jobs(n_jobs))
+        return self.collect(source, columns, np.float64, self.svm.probabilities, 0, memory_limit, resolve_n_jobs(n_jobs), device)
 
     def score(
-        self, X: Any, y: Any = None, memory_limit: int | str | None = None, n_jobs: int | None = None, sample_weight: Any = None
+        self,
+        X: Any,
+        y: Any = None,
+        memory_limit: int | str | None = None,
+        n_jobs: int | None = None,
+        sample_weight: Any = None,
+        device: str = "auto",
     ) -> float:
         """Mean accuracy, weighed by `sample_weight` (n_samples,), on images with labels `y` (n_samples,), or with those that X carries.
-        As `predict`.
+        As `predict`. Images of classes that the model does not know count as wrong, with a warning.
 
         Raises
         ------
@@ -247,10 +268,10 @@ class Model:
             When there are no labels, or none of a class that is known, or for weights that are not one number of at least 0 an image.
         """
         source, weights = self._open(X, memory_limit, y), check_sample_weight(sample_weight)
-        truth = self.codes_of(source)
+        truth = self.codes_to_score(source)
         if weights is not None and len(weights) != len(truth):
             raise DataError(f"sample_weight must have a weight for each of {len(truth)} images, got {len(weights)}")
-        right = self.collect(source, (), np.int32, self.labels_of, 0, memory_limit, resolve_n_jobs(n_jobs)) == truth
+        right = self.collect(source, (), np.int32, self.labels_of, 0, memory_limit, resolve_n_jobs(n_jobs), device) == truth
         return float(np.average(right, weights=weights))
 
     @property
