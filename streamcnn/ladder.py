@@ -13,7 +13,7 @@ from streamcnn.hessians import active_bytes, group_size, n_lanes, pass_rows
 from streamcnn.quasinewton import HISTORY
 from streamcnn.rbf import TILE as SUPPORT_TILE
 from streamcnn.rows import block_rows
-from streamcnn.selection import most_landmarks, sample_rows
+from streamcnn.selection import LINEAR_C, RBF_C, RBF_GAMMA, SELECTION_LANDMARKS, most_landmarks, sample_rows
 from streamcnn.wide import linear_method, most_few, wide_bytes
 
 KERNELS = ("auto", "linear", "rbf", "nystroem")
@@ -24,6 +24,10 @@ HELD_OUT = 4_000  # and one for each class
 _TYPICAL_PASSES = 12
 # and of the quasi-Newton solvers, on CIFAR-10
 _QUASI_NEWTON_PASSES = 40
+# share of these while C and gamma are chosen, to a coarser tolerance and each from the one before
+_CHOOSING = 0.4
+# all eigenvectors of an m x m matrix take as long as so many times m^3 multiplications of a product, about
+_EIGEN = 20
 
 
 def resolve_kernel(kernel: str, n_rows: int, n_classes: int) -> str:
@@ -85,6 +89,35 @@ def svm_passes(kernel: str, n_rows: int, n_features: int, probability: bool = Fa
     linear = {"newton": _TYPICAL_PASSES, "wide": _QUASI_NEWTON_PASSES + 1, "few": 1}[linear_method(n_rows, n_features)]
     training = {"rbf": 1, "linear": linear, "nystroem": _QUASI_NEWTON_PASSES}[kernel]
     return 2 + (kernel == "nystroem") + (2 * training + 1 if probability else training)
+
+
+def svm_work(
+    kernel: str, n_rows: int, n_features: int, n_classes: int, choose_C: bool, choose_gamma: bool, n_landmarks: int, probability: bool
+) -> float:
+    """About how many multiplications `StreamingSVC.fit` takes with a kernel that is resolved: how its time grows with rows, no time."""
+    k, planes = n_features, n_classes if n_classes > 2 else 1
+
+    def newton(rows: int, width: int, share: float) -> float:
+        return planes * (rows * width**2 / 2 + share * _TYPICAL_PASSES * width**3 / 3)
+
+    def train(rows: int, landmarks: int, share: float) -> float:
+        if kernel == "rbf":
+            return rows**2
+        if kernel == "nystroem":
+            m = min(landmarks, rows)
+            return share * _QUASI_NEWTON_PASSES * rows * m * (k + 4 * planes) + _EIGEN * m**3
+        if (method := linear_method(rows, k)) == "few":
+            return rows**2 * k + _EIGEN * rows**3 + newton(rows, rows, share)
+        if method == "wide":
+            return rows * k**2 / 2 + k**3 / 3 + share * _QUASI_NEWTON_PASSES * 2 * planes * rows * k
+        return newton(rows, k, share)
+
+    of_C = len(RBF_C if kernel == "rbf" else LINEAR_C) if choose_C else 1
+    of_gamma = len(RBF_GAMMA) if choose_gamma and kernel != "linear" else 1
+    n_tried = of_C + of_gamma - 1 if of_C + of_gamma > 2 else 0
+    # a fifth of the sample is held out
+    sample = 4 * min(n_rows, sample_rows(kernel, k)) // 5
+    return n_tried * train(sample, min(n_landmarks, SELECTION_LANDMARKS), _CHOOSING) + (1 + probability) * train(n_rows, n_landmarks, 1.0)
 
 
 def svm_bytes(

@@ -157,8 +157,8 @@ class Model:
             names = source.classes_[np.unique(source.labels[codes < 0])].tolist()
             some = ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
             warn(
-                f"{unknown:,} of {len(codes):,} images are of classes that the model does not know ({some}), and count as wrong: leave them "
-                f"out, or train it with them too"
+                f"{unknown:,} of {len(codes):,} images are of classes that the model does not know ({some}), and count as wrong: leave "
+                f"them out, or train it with them too"
             )
         return codes
 
@@ -231,7 +231,9 @@ class Model:
         source, itemsize = self._open(X, memory_limit), self.classes_.itemsize
         return self.classes_[self.collect(source, (), np.int32, self.labels_of, itemsize, memory_limit, resolve_n_jobs(n_jobs), device)]
 
-    def decision_function(self, X: Any, memory_limit: int | str | None = None, n_jobs: int | None = None, device: str = "auto") -> np.ndarray:
+    def decision_function(
+        self, X: Any, memory_limit: int | str | None = None, n_jobs: int | None = None, device: str = "auto"
+    ) -> np.ndarray:
         """Decision values: (n_samples,) for two classes, positive for the second; (n_samples, n_classes) for more. As `predict`."""
         n_classes = len(self.classes_)
         columns = () if n_classes == 2 else (n_classes,)

@@ -2,9 +2,10 @@
 
 The sample is stratified by label, chosen by a hash of seed and row number, and a fifth of it is held out. Candidates are dropped by
 successive halving (Jamieson & Talwalkar 2016): all are tried on a small sample, which tells what they take, and on one four times as
-large; the better half of them on the next, and so on. Of the time given, half is for that and half for the fit of the best on all
-images: a candidate that is expected to take longer for it is left out, as is one that does not fit the memory limit, or whose sizes
-the images do not allow. What is tried depends on the time, and so on the machine and its load; what comes of each trial does not.
+large; the better half of them on the next, and so on. In the time that is left those that luck may have put in this order are tried on
+the largest sample with other fifths held out. Of the time given, half is for all that and half for the fit of the best on all images: a
+candidate that is expected to take longer for it is left out, as is one that does not fit the memory limit, or whose sizes the images do
+not allow. What is tried depends on the time, and so on the machine and its load; what comes of each trial does not.
 """
 
 import logging
@@ -12,13 +13,14 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sklearn.exceptions import ConvergenceWarning
 
-from streamcnn.candidates import HEAD, Candidate, Search, Trial, ladder, line, parse_seconds
+from streamcnn.candidates import HEAD, Candidate, Search, Trial, ladder, line, luck_of, parse_seconds, stage_work
 from streamcnn.convfeatures import resolve_seed
 from streamcnn.digests import check_same_data, digest_of
 from streamcnn.errors import DataError, FilterBankError, MemoryBudgetError, ParameterError, StoreError, StreamCNNError
@@ -44,6 +46,8 @@ SHARE = 0.5
 _SMALLEST, _LARGEST, _FACTOR = 1_000, 16_000, 4
 # of a class in a sample, as far as there are: with fewer none could be held out
 _LEAST = 5
+# fifths held out of the largest sample at most; that of each is by another seed, where no user's seed reaches
+_SPLITS, _NEXT_SPLIT = 5, 1 << 33
 
 
 def search_settings(
@@ -81,18 +85,18 @@ def search_settings(
     StreamCNNError
         That of the first candidate, when none can be tried.
     """
-    start, n, planned, errors = time.perf_counter(), source.n_samples, 0, []
-    largest = min(n, _LARGEST)
+    start, n, seed = time.perf_counter(), source.n_samples, candidates[0].settings.seed
+    largest, trials = min(n, _LARGEST), _Trials(source, limit, progress, monitor, store_path)
     sizes = [size for size in (largest // _FACTOR**2, largest // _FACTOR) if size >= _SMALLEST] + [largest]
     going = candidates
     progress.say(HEAD)
     for number, size in enumerate(sizes):
-        train, held = _samples(source, size, candidates[0].settings.seed)
+        train, held = _samples(source, size, seed)
         # most are tried on the first sample: each has half of what is left, the last one all of it
         now, end = time.perf_counter(), start + SHARE * seconds
         end -= max(0.0, end - now) / 2 * (number + 1 < len(sizes))
         for candidate in sorted(going, key=lambda c: c.rank, reverse=True):
-            said, is_first = len(candidate.rows()), candidate is candidates[0] and number == 0
+            is_first = candidate is candidates[0] and number == 0
             if time.perf_counter() < end:  # on a fresh machine compiling would leave no time to try
                 loading = _load_kernels(candidate.settings, train, limit, monitor)
                 start, end = start + loading, end + loading
@@ -100,32 +104,32 @@ def search_settings(
             alike = [trial.seconds for other in candidates for trial in other.trials if trial.n_images == train.n_samples]
             expected = candidate.expected_seconds(train.n_samples) if candidate.trials else min(alike, default=0.0)
             if time.perf_counter() + expected >= end and not is_first:
-                candidate.skipped = f"no time left to try it on {train.n_samples} images"
-            else:
-                try:
-                    trial, peak = _try(candidate.settings, source, train, held, limit, monitor, store_path)
-                    candidate.trials.append(trial)
-                    planned = max(planned, peak)
-                    if (expected := candidate.expected_seconds(n)) > (1 - SHARE) * seconds:
-                        candidate.skipped = f"a fit of all {n} images would take about {expected:.0f} s"
-                except (ParameterError, DataError, FilterBankError, MemoryBudgetError, StoreError) as error:
-                    if monitor.near_limit:
-                        raise
-                    errors.append(error)
-                    candidate.skipped = first_line(error)
-            for row in candidate.rows()[said:]:
-                progress.say(line(row))
+                trials.skip(candidate, f"no time left to try it on {train.n_samples} images")
+            elif (trial := trials.make(candidate, train, held)) is not None:
+                candidate.trials.append(trial)
+                progress.say(line(candidate.rows()[-1]))
+                if (expected := candidate.expected_seconds(n)) > (1 - SHARE) * seconds:
+                    trials.skip(candidate, f"a fit of all {n} images would take about {expected:.0f} s")
         going = [candidate for candidate in going if candidate.skipped is None]
         better = sorted(going, key=lambda c: c.rank, reverse=True)[: -(-len(going) // 2)]
         going = [candidate for candidate in going if any(candidate is other for other in better)]
+    for split in range(1, _SPLITS):
+        rivals = _within_luck(candidates, len(sizes))
+        if len(rivals) < 2 or time.perf_counter() + sum(rival.trials[-1].seconds for rival in rivals) >= start + SHARE * seconds:
+            break
+        train, held = _samples(source, largest, seed + split * _NEXT_SPLIT)
+        for candidate in rivals:
+            if (trial := trials.make(candidate, train, held)) is not None:
+                candidate.trials[-1] = candidate.trials[-1].joined(trial)
+                progress.say(line(candidate.rows()[-1]))
     chosen = _best(source, candidates, limit, seconds - (time.perf_counter() - start), progress, store_path)
     if chosen is None:
-        raise errors[0]
+        raise trials.errors[0]
     used = time.perf_counter() - start
     last = chosen.trials[-1]
     head = {"preset": chosen.preset, "parameters": chosen.parameters, "accuracy": last.accuracy, "n_held_out": last.n_held_out}
     result: dict[str, Any] = {"chosen": head, "compared": sum(bool(candidate.trials) for candidate in candidates)}
-    result |= {"seconds": used, "planned_peak_bytes": planned, "reused": False}
+    result |= {"seconds": used, "planned_peak_bytes": trials.planned, "reused": False}
     result["tried"] = [row for candidate in candidates for row in candidate.rows()]
     return Search(chosen.settings, chosen.keywords, result)
 
@@ -142,6 +146,45 @@ def _samples(source: ImageSource, size: int, seed: int) -> tuple[SubsetSource, S
     return train, held
 
 
+def _within_luck(candidates: list[Candidate], n_trials: int) -> list[Candidate]:
+    """Of those with so many trials and the most images held out, the ones that the best is ahead of by no more than luck may be."""
+    left = [candidate for candidate in candidates if len(candidate.trials) == n_trials and candidate.skipped is None]
+    _, n_held_out, best = max((candidate.rank for candidate in left), default=(0, 1, 0.0))
+    reach = n_trials, n_held_out, best - luck_of(best, n_held_out)
+    return [candidate for candidate in left if candidate.rank >= reach]
+
+
+@dataclass
+class _Trials:
+    """Makes trials, and notes why none can be made of a candidate."""
+
+    source: ImageSource
+    limit: int
+    progress: Progress
+    monitor: MemoryMonitor
+    store_path: Path | None
+    planned: int = 0
+    errors: list[StreamCNNError] = field(default_factory=list)
+
+    def make(self, candidate: Candidate, train: SubsetSource, held: SubsetSource) -> Trial | None:
+        """A trial; None where the candidate is refused, which leaves it out."""
+        try:
+            trial, peak = _try(candidate.settings, self.source, train, held, self.limit, self.monitor, self.store_path)
+        except (ParameterError, DataError, FilterBankError, MemoryBudgetError, StoreError) as error:
+            if self.monitor.near_limit:
+                raise
+            self.errors.append(error)
+            self.skip(candidate, first_line(error))
+            return None
+        self.planned = max(self.planned, peak)
+        return trial
+
+    def skip(self, candidate: Candidate, why: str) -> None:
+        """Leave a candidate out, and say so."""
+        candidate.skipped = why
+        self.progress.say(line(candidate.rows()[-1]))
+
+
 def _try(
     settings: Settings,
     source: ImageSource,
@@ -154,7 +197,7 @@ def _try(
     """A trial as the fit of all images would be, with its planned peak in bytes; refuses what that could not be."""
     full = make_plan(source, settings, limit, store_path)
     # by their own number of rows they would get another kernel than all images
-    changed: dict[str, Any] = {"kernel": full.kernel}
+    changed: dict[str, Any] = {"kernel": full.kernel, "keep_features": full.keep_features}
     if full.pca_solver is not None:
         changed |= {"pca_solver": full.pca_solver, "n_components": min(full.n_components, train.n_samples)}
     progress = Progress(0, monitor)
@@ -163,7 +206,8 @@ def _try(
     plan = report.plan
     with monitor.stage("evaluate", plan.planned("evaluate")), progress.bar("evaluate", held.n_samples) as update:
         accuracy = evaluate(model, held, plan.chunk_size, settings.n_jobs, settings.device, update, monitor)["accuracy"]
-    return Trial(train.n_samples, held.n_samples, accuracy, report.stage_seconds, full.kernel == "rbf"), plan.peak_bytes
+    work = partial(stage_work, settings, full, check_labels(source))
+    return Trial(train.n_samples, held.n_samples, accuracy, report.stage_seconds, work), plan.peak_bytes
 
 
 def _load_kernels(settings: Settings, train: SubsetSource, limit: int, monitor: MemoryMonitor) -> float:

@@ -85,11 +85,11 @@ class Shapes:
 def base_claims(source: ImageSource, network: Network, n_jobs: int, kernels) -> dict[str, int]:
     """What the process holds whatever the stage: the first claim is what it held on entry."""
     held = {name: size for name, size in source.scratch_bytes(1).items() if name in _HELD}
-    layers = [g.layer for g in network.geometry]
+    loading = kernels.pending_bytes(network.steps, any_normed(g.layer for g in network.geometry))
     return added(
         {"already in use": max(0, resident_bytes() - sum(held.values()))},
         held,
-        {"compiled kernels": kernels.pending_bytes(network.steps, any_normed(layers)), "libraries": _LIBRARY_BYTES + n_jobs * _THREAD_BYTES},
+        {"compiled kernels": loading, "libraries": _LIBRARY_BYTES + n_jobs * _THREAD_BYTES},
     )
 
 
