@@ -8,6 +8,7 @@ import pytest
 from sklearn.svm import LinearSVC
 from test_wide import overlapping, problem_of
 
+from streamcnn.checkpoint import FileCheckpoint
 from streamcnn.errors import DataError
 from streamcnn.few import FewSolver
 from streamcnn.ladder import svm_bytes
@@ -31,23 +32,57 @@ def test_the_minimum_is_newtons(n_classes, C):
         np.testing.assert_allclose(found.weights[plane, :-1], rival.coef_[0], atol=1e-4 * np.abs(rival.coef_).max())
 
 
-@pytest.mark.parametrize("kind", ["repeated", "zero", "one"])
-def test_rows_that_span_little(kind):
-    """Rows that are equal, all zero, or one and the same leave fewer directions than rows: the minimum, and no division by 0."""
-    rows, codes = overlapping(60, 150, 3)
-    rows[::2] = {"repeated": rows[1::2], "zero": 0.0, "one": rows[1]}[kind]
-    if kind == "one":
-        rows[:] = rows[1]
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("kind", ["repeated", "zero", "one", "all zero"])
+def test_rows_that_span_little(kind, dtype):
+    """Rows that are equal, all zero, or one and the same leave fewer directions than rows: the minimum, from other planes too, and no
+    division by 0."""
+    rows, codes = overlapping(60, 150, 3, dtype=dtype)
+    if kind in ("repeated", "zero"):
+        rows[::2] = rows[1::2] if kind == "repeated" else 0
+    else:
+        rows[:] = rows[1] if kind == "one" else 0
     problem = problem_of(rows, codes)
-    found, expected = FewSolver(problem).solve(10.0, 1e-8, 100), solve(problem, 10.0, 1e-8, 100)
-    np.testing.assert_allclose(found.objective, expected.objective, rtol=1e-8)
-    np.testing.assert_allclose(found.weights, expected.weights, atol=1e-5)
+    solver, expected = FewSolver(problem), solve(problem, 10.0, 1e-8, 100)
+    found = solver.solve(10.0, 1e-8, 100)
+    for each in (found, solver.solve(10.0, 1e-8, 100, solver.solve(1.0, 1e-8, 100))):
+        # of float32 the rounding of f, and the root of it
+        np.testing.assert_allclose(each.objective, expected.objective, rtol=1e-8 if dtype == np.float64 else 1e-5)
+        np.testing.assert_allclose(each.weights, expected.weights, atol=1e-5 if dtype == np.float64 else 3e-3)
+
+
+def test_what_rows_differ_by_little_counts():
+    """Where they lie on a line but for a ten-thousandth of its length, that ten-thousandth still separates the classes."""
+    rng = np.random.default_rng(0)
+    rows, codes = overlapping(60, 150, 3)
+    rows = rng.standard_normal((60, 1)) * rng.standard_normal(150) / 12 + 1e-4 * rows
+    problem = problem_of(rows, codes)
+    found, expected = FewSolver(problem).solve(1e8, 1e-10, 200), solve(problem, 1e8, 1e-10, 200)
+    np.testing.assert_allclose(found.objective, expected.objective, rtol=1e-6)
+
+
+def test_stopped_it_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    """Planes after a pass are kept, and taken up."""
+    monkeypatch.setattr("streamcnn.checkpoint.STATE_SECONDS", 0)
+    solver, calls = FewSolver(problem_of(*overlapping(60, 150, 3))), []
+
+    def stop():
+        calls.append(0)
+        if len(calls) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        solver.solve(1.0, 1e-10, 100, checkpoint=FileCheckpoint(tmp_path, "digest", stop=stop, durable=False))
+    checkpoint = FileCheckpoint(tmp_path, "digest", durable=False)
+    found = solver.solve(1.0, 1e-10, 100, checkpoint=checkpoint)
+    assert checkpoint.used
+    np.testing.assert_array_equal(found.weights, solver.solve(1.0, 1e-10, 100).weights)
 
 
 def test_float32_separated_rows_and_a_start():
-    """Where `wide` steps for hundreds of passes, a few; from the planes found, one more."""
+    """Where `wide` steps for hundreds of passes, a few; from the planes found, one more, whatever the scale of rows."""
     rows, codes = overlapping(100, 2500, 3, dtype=np.float32)
-    solver = FewSolver(problem_of(rows, codes))
+    solver = FewSolver(problem_of(rows / 3, codes, scale=3.0))
     found = solver.solve(300.0, 1e-6, 100)
     again = solver.solve(300.0, 1e-6, 100, replace(found, start_gradient=None))
     assert found.converged.all() and found.n_passes.max() <= 15 and again.n_passes.max() <= 2

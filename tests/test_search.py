@@ -33,11 +33,12 @@ def faked(monkeypatch):
     """A search in which trials and time are made up: a function of (n, seconds, {name: (accuracy, seconds of 1,000 images)}); of several
     accuracies each is that of a further split, the last one of all further ones.
 
-    Returns the search and, in order, which candidate was tried on how many images; `go.held` has the rows that each trial held out.
+    Returns the search and, in order, which candidate was tried on how many images; `held` has the rows that each trial held out,
+    `loaded` the candidates whose kernels were loaded.
     """
 
     def go(n, seconds, facts, unfit=(), loading=0.0):
-        go.held = []
+        go.held, go.loaded = [], []
         clock, tried, done, largest = [0.0], [], {}, min(n, 16_000) * 4 // 5
 
         def try_(settings, source, train, held, *rest):
@@ -54,6 +55,7 @@ def faked(monkeypatch):
 
         def load(settings, *rest):
             clock[0] += loading
+            go.loaded.append(settings.preset)
             return loading
 
         monkeypatch.setattr(search, "_try", try_)
@@ -194,6 +196,33 @@ def test_loading_kernels_takes_no_time_from_trials(faked):
     assert tried == faked(20_000, 1000, facts)[1] and found.result["seconds"] < 1000
 
 
+@pytest.mark.parametrize("preset", ["fast", "faces", "lee2017"])
+def test_kernels_are_loaded_by_a_fit_that_takes_little_else(preset, some, monkeypatch):
+    """One filter, normalised where the candidate's are, behind its preprocessing; its seconds are told, its errors not; none is made where
+    the kernels are there already."""
+    clock, fitted, asked, pending = [10.0], [], [], [1]
+
+    def fit(source, settings, *rest):
+        clock[0] += 7
+        fitted.append(settings)
+        raise DataError("this is for the trial to say")
+
+    def kernels_of(device):
+        return SimpleNamespace(pending_bytes=lambda preprocess, normed: asked.append((preprocess, normed)) or pending[0])
+
+    monkeypatch.setattr(search, "fit_model", fit)
+    monkeypatch.setattr(search, "get_kernels", kernels_of)
+    monkeypatch.setattr(search, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    settings = resolve_settings(preset)
+    assert search._load_kernels(settings, some, 1 << 30, MemoryMonitor()) == 7
+    normed = preset == "fast"
+    assert asked == [(settings.preprocess, normed)]
+    (layer,) = fitted[0].layers
+    assert (layer.n_filters, layer.patch_norm is not None, fitted[0].preprocess) == (1, normed, settings.preprocess)
+    pending[0] = 0
+    assert search._load_kernels(settings, some, 1 << 30, MemoryMonitor()) == 0 and len(fitted) == 1
+
+
 def test_halving(faked):
     """All are tried on a small sample, the better half on four times as many images, and so on; the best of the last sample is kept."""
     found, tried = faked(20_000, 1e6, {"a": (0.5, 1), "b": (0.9, 1), "c": (0.7, 1), "d": (0.8, 1)})
@@ -255,7 +284,7 @@ def test_the_search_ends_in_time(faked):
     assert [row["skipped"] for row in found.result["tried"] if row["preset"] == "c"] == ["no time left to try it on 2400 images"]
     assert found.settings.preset == "b"
     found, tried = faked(3000, 1e-7, {"a": (0.5, 1), "b": (0.6, 1)})
-    assert tried == [("a", 2400)]
+    assert tried == [("a", 2400)] and not faked.loaded
     assert found.settings.preset == "a"
     assert found.verdict == "taken without comparison, as nothing else was tried: a (as it is), 50.00 % of 600 held-out images"
 
