@@ -78,15 +78,15 @@ class Plan(MemoryPlan):
 
     def _way(self, stage: str) -> str:
         ways = {
-            ("pca", "covariance"): 'try pca_solver="randomized" (--pca-solver), or fewer filters or larger pooling cells',
-            ("pca", "incremental"): "try a smaller n_components (--n-components), or fewer filters or larger pooling cells",
-            ("pca", "randomized"): "try a smaller n_components (--n-components), or fewer filters or larger pooling cells",
+            ("pca", "covariance"): 'try pca_solver="randomized" (--pca-solver)',
+            ("pca", "incremental"): "try a smaller n_components (--n-components)",
+            ("pca", "randomized"): "try a smaller n_components (--n-components)",
             ("svm", "rbf"): 'try kernel="linear" (--kernel)',
             ("svm", "nystroem"): 'try fewer n_landmarks (--n-landmarks), or kernel="linear" (--kernel)',
             ("svm", "linear"): "try a smaller n_components (--n-components)",
         }
         if self.pca_solver is None and self.kernel == "linear":
-            ways["svm", "linear"] = "try n_components=256 (--n-components 256), or fewer filters or larger pooling cells"
+            ways["svm", "linear"] = "try n_components=256 (--n-components 256), or another preset (--preset)"
         return ways.get((stage, str(self.pca_solver) if stage == "pca" else self.kernel), super()._way(stage))
 
     def notes(self) -> list[str]:
@@ -337,8 +337,8 @@ def check_disk(plan: Plan, store: Path | None, stage: str | None = None) -> None
     if needed <= free:
         return
     where = "the folder for temporary stores" if store is None else store
-    way = "keep_features=False (--keep-features no), " if plan.keep_features else ""
+    way = "keep_features=False (--keep-features no)" if plan.keep_features else "another preset (--preset)"
     raise StoreError(
         f"{where} has {format_bytes(free)} free and the store needs {format_bytes(needed)}: free some, choose another store, or "
-        f"try {way}fewer filters or larger pooling cells\n" + claims_table({s.name: s.disk_bytes for s in left if s.disk_bytes})
+        f"try {way}\n" + claims_table({s.name: s.disk_bytes for s in left if s.disk_bytes})
     )

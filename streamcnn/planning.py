@@ -117,22 +117,25 @@ class MemoryPlan:
         """
         if self.peak_bytes <= self.limit:
             return
-        worst = max(self.stages, key=lambda stage: stage.total)
-        largest = max(worst.claims, key=lambda name: worst.claims[name])
         if self.limit < 1 << 20:
             raise MemoryBudgetError(f'memory_limit is {self.limit} bytes, which nothing fits: give it a unit, such as "{self.limit}MiB"')
-        claims = added(self.base, worst.claims)
-        held = sum(claims.values())
-        in_use = self.base["already in use"]
-        crowded = f"; {format_bytes(in_use)} are in use already" if 2 * in_use > self.limit else ""
+        worst = max(self.stages, key=lambda stage: stage.total)
+        largest = max(worst.claims, key=lambda name: worst.claims[name])
+        claims, in_use = added(self.base, worst.claims), self.base["already in use"]
+        crowded = f" ({format_bytes(in_use)} are in use already)" if 2 * in_use > self.limit else ""
+        # nothing that a stage could save makes room for what every stage holds
+        helps = self.base_bytes + reserve(self.base_bytes) <= self.limit
+        way = f"; or {text}" if helps and (text := self._way(worst.name)) else ""
         raise MemoryBudgetError(
-            f"memory_limit of {format_bytes(self.limit)} is too small: stage {worst.name} needs {format_bytes(self.peak_bytes)} even with "
-            f"the smallest chunk{crowded}, and the largest of its own buffers is {largest}; set memory_limit to at least "
-            f"{self.smallest_limit >> 20}MiB, or {self._way(worst.name)}\n" + claims_table(claims | {"reserve": reserve(held)})
+            f"memory_limit of {format_bytes(self.limit)} is too small: set memory_limit to at least {self.smallest_limit >> 20}MiB "
+            f"(--memory-limit), as stage {worst.name} needs at least {format_bytes(self.peak_bytes)}{crowded}, and the largest of its own "
+            f"buffers is {largest}{way}\nmemory of stage {worst.name}:\n"
+            + claims_table(claims | {"reserve": reserve(sum(claims.values()))})
         )
 
     def _way(self, stage: str) -> str:
-        return "try smaller images, fewer filters or a larger stride"
+        """What else would make a stage smaller, empty where nothing would: a model wants images of the size it was trained on."""
+        return "try smaller images (image_shape, --image-size)" if stage in ("filters", "extract") else ""
 
     def _rows(self) -> list[tuple[str, str, str, str, str]]:
         rows = []

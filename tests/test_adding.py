@@ -319,7 +319,9 @@ def test_what_does_not_fit_is_refused_before_it_starts(tmp_path, parts, monkeypa
     """Too small a limit and too small a disk get their tables; the store stays as it was."""
     first, second = parts
     classifier = make(tmp_path / "s").fit(*first)
-    with pytest.raises(MemoryBudgetError, match=r"memory_limit of 20.0 MiB is too small: stage svm .*set memory_limit to at least"):
+    with pytest.raises(
+        MemoryBudgetError, match=r"memory_limit of 20.0 MiB is too small: set memory_limit to at least .*as stage svm needs"
+    ):
         classifier.set_params(memory_limit="20MiB").partial_fit(*second)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(StoreError, match="KiB free and the store needs"):
