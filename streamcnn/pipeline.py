@@ -1,6 +1,6 @@
 """The run: filters, extract, PCA, project, SVM. Each stage is finished once and reused as long as its digest matches."""
 
-import logging
+import json
 import time
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -20,7 +20,7 @@ from streamcnn.network import Network
 from streamcnn.pca import StreamingPCA
 from streamcnn.plan import Plan, check_disk
 from streamcnn.presets import Settings
-from streamcnn.progress import CountedRows, Progress
+from streamcnn.progress import CountedRows, Progress, counted
 from streamcnn.rows import Rows, block_rows, iter_blocks, sample_rows
 from streamcnn.shards import shard_rows
 from streamcnn.stages import calibration_rows
@@ -30,7 +30,13 @@ from streamcnn.system import trim_heap
 from streamcnn.threads import limit_blas
 from streamcnn.tracing import Trace
 
-logger = logging.getLogger("streamcnn")
+# kind of shards -> the stage that makes them
+_STAGES = {"features": "extract", "reduced": "project"}
+
+
+def _stage_of(entry: dict[str, Any]) -> str:
+    """The stage that an entry of the manifest is of."""
+    return _STAGES.get(entry["kind"], "add") if "kind" in entry else entry["stage"]
 
 
 @dataclass
@@ -110,6 +116,7 @@ class Run:
         if store.additions():
             progress.say(f"images added to the fit in {store.path} are dropped: add them again after this one")
         store.drop_added()
+        self._say_dropped(fingerprint)
         store.update_config(
             parameters=settings.describe(),
             source=source.describe(),
@@ -152,15 +159,32 @@ class Run:
         self.report.stage_seconds[name] = 0.0
         self.progress.say(f"{name:<8}: finished before with the same data and parameters, reused")
 
+    def _say_dropped(self, fingerprint: str) -> None:
+        """Say which work in the store is of other data or parameters, and so is about to be dropped: it may have cost hours."""
+        stale = [entry for entry in self.store.entries if entry["digest"] != self.digests.get(_stage_of(entry), entry["digest"])]
+        if not stale:
+            return
+        now = json.loads(json.dumps(self.settings.describe()))
+        before = self.store.config.get("parameters", now)
+        others = [name for name in now | before if name != "keep_features" and before.get(name) != now.get(name)]
+        if self.store.config.get("fingerprint") != fingerprint:
+            others.insert(0, "data")
+        why = f"with other {', '.join(others)}" if others else "by other versions of streamcnn or its libraries"
+        stages = ", ".join(name for name in self.digests if any(_stage_of(entry) == name for entry in stale))
+        shards = f" ({counted(n, 'shards')})" if (n := sum("kind" in entry for entry in stale)) else ""
+        self.progress.say(f"{self.store.path} has {stages}{shards}, made {why}: dropped, and done again")
+
     def _filters(self) -> Network:
         network = Network(self.plan.geometry, self.settings.preprocess, mirror=self.settings.mirror)
         if (arrays := self._reuse("filters")) is not None:
             entry = self.store.finished("filters", self.digests["filters"])
             assert entry is not None
             return Network.from_arrays(entry["network"], arrays)
-        with self._stage("filters"):
+        n_filters = sum(geometry.layer.n_filters for geometry in self.plan.geometry)
+        with self._stage("filters"), self.progress.bar("filters", n_filters, "filters", stops=False) as update:
             draw_filters(network, self.source, self.settings, self.kernels)
             self.store.finish("filters", self.digests["filters"], network.to_arrays(), network=network.describe())
+            update(n_filters)
         return network
 
     def _extractor(self, network: Network, data_hash: DataHash | None = None) -> FeatureExtractor:
@@ -224,6 +248,10 @@ class Run:
     def _begin(self, kind: str, digest: str) -> set[int]:
         """Numbers of the shards that are there already; on resume each is compared with its hash."""
         found = self.store.shards(kind, digest)
+        if found and self.store.finished(_STAGES[kind], digest) is None:
+            self.progress.say(
+                f"{_STAGES[kind]:<8}: {counted(len(found), 'shards')} of an interrupted fit with the same data and parameters kept"
+            )
         if not self.check_shards or not found:
             return self.store.begin(kind, digest)
         with self.progress.bar("check", len(found), "shards") as update:
@@ -276,6 +304,7 @@ class Run:
         s = self.settings
         if (arrays := self._reuse("svm")) is not None:
             return StreamingSVC.from_arrays(arrays)
+        self.progress.say(f"{'svm':<8}: learns from {counted(self.source.n_samples, 'rows')}, each of which it may read many times")
         with self._stage("svm"), self.progress.bar("svm", None, "rows read", stops=False) as update:
             rows = CountedRows(self.store.rows("reduced") if self.plan.pca_solver else self._feature_rows(network), update)
             svm = make_svm(s.describe(), self.plan, self.classes)

@@ -105,7 +105,7 @@ def test_a_silent_fit_is_silent_and_a_talking_one_begins_at_once(digits, capfd):
     assert out == ""
     assert err.startswith("200 images of 8 x 8 x 1; 27 features an image")
     assert "planned peak" in err.splitlines()[0]
-    assert [line.split()[0] for line in err.splitlines()[1:] if " in " in line] == ["extract", "pca", "project", "svm"]
+    assert [line.split()[0] for line in err.splitlines()[1:] if " in " in line] == ["filters", "extract", "pca", "project", "svm"]
     # many times each, as the SVM makes passes over them
     assert " rows read in " in err.splitlines()[-1]
     assert "\r" not in err
