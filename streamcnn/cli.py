@@ -1,18 +1,23 @@
 """The command line: `streamcnn`, also `python -m streamcnn`.
 
-Human text goes to standard error; `--json` prints one object on standard output. Exit codes: 0 done, 1 an error of ours in one clear
-line, 2 usage, 130 interrupted and resumable.
+The result of a command goes to standard output, progress, notices and errors to standard error; `--json` prints one object on standard
+output, and all that is for people on standard error. Exit codes: 0 done, 1 an error of ours in one clear line, 2 usage, 130 interrupted
+and resumable.
 """
 
 import argparse
+import errno
+import io
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
+from streamcnn.arguments import build_parser, parse
 from streamcnn.errors import StreamCNNError
 
 Command = Callable[[argparse.Namespace], dict[str, Any]]
@@ -20,168 +25,11 @@ Command = Callable[[argparse.Namespace], dict[str, Any]]
 _MODULES = dict.fromkeys(("verify", "info", "report"), "upkeep") | dict.fromkeys(("demo", "reproduce", "bench", "warmup"), "tryouts")
 
 
-# of the commands that need something
-_EXAMPLES = {
-    "plan": "photos/",
-    "fit": "photos/ --model photos.h5",
-    "predict": "photos.h5 new/ --output labels.csv",
-    "evaluate": "photos.h5 test/",
-    "reproduce": "lee2017 CroppedYale/",
-    "verify": "photos.h5",
-    "info": "photos.h5",
-    "report": "photos.store",
-    "bench": "conv",
-}
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with an example of what is missing; argparse's usage of a command is a dozen lines."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with code 2."""
-        example = ""
-        if message.startswith("the following arguments are required"):
-            program, _, command = self.prog.partition(" ")
-            example = f"; for example: {program} {command or 'fit'} {_EXAMPLES[command or 'fit']}"
-        self.exit(2, f"{self.prog}: {message}{example}; all options: {self.prog} --help\n")
-
-
-def _common(parser: argparse.ArgumentParser, *, training: bool = False, data: bool = True) -> None:
-    parser.add_argument("--memory-limit", metavar="SIZE", help='resident memory of the whole process, such as "1GiB"')
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, or naive (the slow reference)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads; all cores if left away")
-    if training:
-        parser.add_argument("--preset", metavar="NAME", help="fast, faces (for changing light), patches (natural images) or lee2017")
-        parser.add_argument("--seed", type=int, default=0, metavar="N", help="of filters and of every choice of images (default 0)")
-    if data:
-        parser.add_argument("--images-key", metavar="KEY", help="data set of the images in an .h5 or .npz file")
-        parser.add_argument("--labels-key", metavar="KEY", help="data set of the labels")
-        parser.add_argument("--skip-bad", action="store_true", help="leave out image files that cannot be read, up to 1 %% or 3")
-        parser.add_argument(
-            "--image-size",
-            metavar="HxW[xC]",
-            help="resize image files, for example to 96x96 or 96x96x3; chosen in training where they are of several sizes",
-        )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-
-
-def _model_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model", "values that override the preset's")
-    group.add_argument("--n-components", metavar="N", help='width after PCA: a number, "auto" or "none"')
-    group.add_argument("--pca-solver", metavar="NAME", help="auto, covariance, randomized or incremental")
-    group.add_argument("--kernel", metavar="NAME", help="auto, linear, rbf or nystroem")
-    group.add_argument("--n-landmarks", type=int, metavar="N", help="of the RBF kernel beyond 20,000 images")
-    group.add_argument("--C", metavar="X", help='SVM penalty: a number or "auto"')
-    group.add_argument("--gamma", metavar="X", help='RBF width: a number, "auto" or "scale"')
-    group.add_argument("--class-weight", choices=["balanced"], help="weigh classes by their frequency")
-    group.add_argument(
-        "--probability",
-        action="store_true",
-        help="train twice, the first time with images held out to calibrate on: the score of predict is then a probability",
-    )
-    group.add_argument("--feature-dtype", metavar="NAME", help="float16 or float32")
-    group.add_argument("--mirror", choices=["auto", "yes", "no"], default="auto", help="whether an image and its mirror image are the same")
-    group.add_argument(
-        "--keep-features", choices=["auto", "yes", "no"], default="auto", help="keep feature rows on disk, or convolve again"
-    )
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """All commands and flags."""
-    from importlib.metadata import version
-
-    parser = _Parser("streamcnn", description="train image classifiers on data larger than RAM, under a memory limit", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"streamcnn {version('streamcnn')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-
-    demo = add("demo", "the whole job on digits enlarged to a data set twice the memory limit")
-    _common(demo, training=True, data=False)
-    demo.add_argument("--images", type=int, default=262_144, metavar="N", help="images to make (262,144 is 1 GiB)")
-
-    plan = add("plan", "print what a fit would take; nothing is run")
-    plan.add_argument("data")
-    _common(plan, training=True)
-    _model_options(plan)
-
-    fit = add("fit", "train a model")
-    fit.add_argument("data")
-    fit.add_argument("--model", required=True, metavar="M.h5", help="file to write")
-    fit.add_argument("--store", metavar="DIR", help="folder for features and finished stages, kept for later fits")
-    fit.add_argument("--test", metavar="DATA2", help="labelled images to evaluate the model on")
-    fit.add_argument("--resume", action="store_true", help="continue an interrupted fit; refuses other data or parameters")
-    fit.add_argument(
-        "--search",
-        metavar="TIME",
-        help="such as 15min, 90s or 1h: spend half of it trying presets and sizes on a sample, then fit the best of them in the rest; "
-        "with --preset, the sizes of that preset only",
-    )
-    fit.add_argument("--verify-data", action="store_true", help="reread the images of finished shards; refuses when they have changed")
-    _common(fit, training=True)
-    _model_options(fit)
-
-    predict = add(
-        "predict",
-        "label images with a model: CSV of index, path, label, score; after fit --probability the score is the label's probability",
-    )
-    predict.add_argument("model")
-    predict.add_argument("data", help="images with or without labels, a flat folder, or one image")
-    predict.add_argument("--output", metavar="FILE.csv", help="write there instead of to standard output")
-    _common(predict)
-
-    evaluate = add("evaluate", "accuracy and recall per class of a model on labelled images; with --json the confusion too")
-    evaluate.add_argument("model")
-    evaluate.add_argument("data")
-    _common(evaluate)
-
-    reproduce = add("reproduce", "the table of a paper")
-    reproduce.add_argument("paper", choices=["lee2017"])
-    reproduce.add_argument("folder", help="the standard cropped Extended Yale B folder")
-    reproduce.add_argument("--seeds", type=int, default=1, metavar="N", help="repeat with N seeds: mean and spread")
-    reproduce.add_argument(
-        "--baseline",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        help="also train what the paper compares with, in PyTorch: cnn (by back-propagation), frozen (a neural network on our filters)",
-    )
-    _common(reproduce, training=True, data=False)
-
-    for name, text in (("verify", "check a store or a model against its checksums and hashes"), ("info", "describe a store or a model")):
-        command = add(name, text)
-        command.add_argument("path")
-        command.add_argument("--memory-limit", metavar="SIZE", help='resident memory of the whole process, such as "1GiB"')
-        command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-
-    report = add("report", "one self-contained HTML file about a store: plan and measurements, pictures, how to repeat it")
-    report.add_argument("store")
-    report.add_argument("--output", metavar="FILE.html", help="file to write; STORE.html beside the store if left away")
-    report.add_argument("--test", metavar="DATA", help="labelled images for the confusion matrix, the most confused and the most certain")
-    _common(report)
-
-    bench = add("bench", "measured figures of this machine")
-    bench.add_argument("name", metavar="NAME", help="conv, io, pca, svm, rbf, pipeline, or all")
-    bench.add_argument("--threads", type=int, metavar="N", help="threads of every library compared; all cores if left away")
-    bench.add_argument("--repeats", type=int, default=9, metavar="N", help="repetitions, of which the median is taken")
-    bench.add_argument("--shrink", type=int, default=1, metavar="N", help="divide the number of images, to try it out")
-    bench.add_argument(
-        "--rows", type=int, nargs="+", metavar="N", help="svm, rbf: numbers of rows, each a run (default 60000 and, with svm, 1000000)"
-    )
-    bench.add_argument("--images", nargs="+", metavar="FOLDER", help="svm, rbf, pipeline: class-per-folder images for training and test")
-    bench.add_argument("--alone", action="store_true", help="svm, rbf: ours without its rivals")
-    bench.add_argument("--landmarks", type=int, nargs="+", metavar="N", help="rbf: numbers of landmarks (default 2048 8192)")
-    bench.add_argument("--emulate", metavar="CPU", help="avx2: hold every library to that instruction set")
-    warmup = add("warmup", "compile the kernels now, into the cache on disk")
-    for command in (bench, warmup):
-        command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    parsed = build_parser().parse_args(arguments)
+    parsed = parse(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error: a name that it has no letters for must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("streamcnn").setLevel(logging.INFO)
     try:
@@ -194,17 +42,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = command(parsed)
             if parsed.json:
                 sys.stdout.write(json.dumps(result) + "\n")
+            sys.stdout.flush()
     except StreamCNNError as error:
         sys.stderr.write(f"streamcnn: {error}\n")
         return 1
     except KeyboardInterrupt as error:
         sys.stderr.write(f"streamcnn: {str(error) or 'interrupted'}\n")
         return 130
-    except BrokenPipeError:  # the reader of standard output has gone, as `| head` does
-        sys.stderr.close()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # the reader of standard output has gone, as `| head` does, or its disk is full; others name their file
+        if error.errno == errno.ENOSPC:
+            sys.stderr.write("streamcnn: standard output cannot be written (its disk is full): make room there\n")
+        # what is left to write would be complained of at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     sys.stderr.write(f"streamcnn: warning: {message}\n")
+
+
+__all__ = ["build_parser", "main"]

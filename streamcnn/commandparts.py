@@ -1,19 +1,27 @@
 """What the commands of the command line have in common: reading the arguments, opening DATA, the keys of their results."""
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from streamcnn.errors import ParameterError
+import numpy as np
+
+from streamcnn.errors import FileError, StoreError
 from streamcnn.images import ImageSource, open_images
 from streamcnn.memory import MemoryMonitor, format_bytes, resolve_limit
+from streamcnn.model import Model, load_model
 from streamcnn.planning import MemoryPlan
 from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import counted
 from streamcnn.store import FeatureStore
 from streamcnn.threads import resolve_n_jobs
+from streamcnn.untrusted import check_regular, first_line
+
+# of a damaged model too, which is refused as such when it is read
+_MODEL_SUFFIXES = ("", ".h5", ".hdf5")
+# classes by name, where there are more than one more
+_MOST_SHOWN = 6
 
 RESULT_KEYS = (
     "accuracy n_train n_test seconds stage_seconds memory_limit_bytes peak_rss_bytes planned_peak_bytes data_bytes store_bytes "
@@ -27,51 +35,68 @@ def result_of(**values: Any) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
+    """A notice: to standard error."""
     sys.stderr.write(text + "\n")
 
 
-def _number(name: str, text: str | None) -> Any:
-    if text is None or text in ("auto", "scale"):
-        return text
+def tell(args: argparse.Namespace, text: str) -> None:
+    """The result for people: to standard output, or with `--json`, whose one object has that for itself, to standard error."""
+    (sys.stderr if args.json else sys.stdout).write(text + "\n")
+
+
+def class_counts(classes: np.ndarray, counts: np.ndarray) -> str:
+    """The classes and their numbers of images for people: all of a few, of many the first six and the range of the rest."""
+    shown = len(classes) if len(classes) <= _MOST_SHOWN + 1 else _MOST_SHOWN
+    parts = [f"{name} {count:,}" for name, count in zip(classes[:shown].tolist(), counts[:shown].tolist())]
+    if (rest := counts[shown:]).size:
+        least, most = int(rest.min()), int(rest.max())
+        parts.append(f"and {len(rest):,} more, {f'{least:,} to ' if least < most else ''}{most:,} images each")
+    return f"{len(classes):,} class{'es' if len(classes) != 1 else ''}: {', '.join(parts)}"
+
+
+def open_model(path: Path, limit: int) -> Model:
+    """The model in a file, which is told from the other things that people name in its place."""
+    if path.is_dir():
+        inside = path / "model.h5"
+        raise FileError(f"{path} is a folder, not a model: " + (f"give {inside}" if inside.is_file() else "give the file of fit --model"))
+    if path.suffix.lower() not in _MODEL_SUFFIXES and not _begins_as_hdf5(path):
+        raise FileError(f"{path} is a {path.suffix} file, not a model: give the file of fit --model")
+    return load_model(path, limit)
+
+
+def check_store(path: Path) -> None:
+    """Refuse a file where the folder of a store is wanted."""
+    if path.is_file():
+        what = "an HDF5 file, perhaps a model" if _begins_as_hdf5(path) else "a file"
+        raise StoreError(f"{path} is {what}, not the folder of a store: give what fit --store has made")
+
+
+def _begins_as_hdf5(path: Path) -> bool:
+    check_regular(path)
     try:
-        return float(text)
-    except ValueError:
-        raise ParameterError(f'{name} must be a number or "auto", got {text!r}') from None
+        with path.open("rb") as file:
+            return file.read(4) == b"\x89HDF"
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({first_line(error)})") from None
 
 
 def parameters_of(args: argparse.Namespace) -> dict[str, Any]:
     """What overrides a preset."""
     values: dict[str, Any] = {"device": args.device}
     if hasattr(args, "n_components"):
-        components: Any = args.n_components
-        if components is not None and components != "auto":
-            if components != "none" and not components.isdigit():
-                raise ParameterError(f'--n-components must be a positive whole number, "auto" or "none", got {components!r}')
-            components = None if components == "none" else int(components)
         if args.n_components is not None:
-            values["n_components"] = components
-        for name in ("pca_solver", "kernel", "n_landmarks", "class_weight", "probability", "feature_dtype"):
+            values["n_components"] = None if args.n_components == "none" else args.n_components
+        for name in ("pca_solver", "kernel", "n_landmarks", "C", "gamma", "class_weight", "probability", "feature_dtype"):
             values[name] = getattr(args, name)
-        values |= {"C": _number("--C", args.C), "gamma": _number("--gamma", args.gamma)}
         words = {"auto": "auto", "yes": True, "no": False}
         values["keep_features"] = words[args.keep_features]
         # None, as a word would stand above what a search varies
         values["mirror"] = None if args.mirror == "auto" else words[args.mirror]
-    if not 0 <= args.seed < 2**32:
-        raise ParameterError(f"--seed must be a whole number from 0 to 2**32 - 1, got {args.seed}")
     return values | {"n_jobs": resolve_n_jobs(args.threads), "seed": args.seed}
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
     return resolve_settings(args.preset or "fast", **parameters_of(args))
-
-
-def _image_shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    if not re.fullmatch(r"\d+x\d+(x\d+)?", text):
-        raise ParameterError(f"--image-size must look like 96x96 or 96x96x3, got {text!r}")
-    return tuple(int(part) for part in text.split("x"))
 
 
 def open_data(
@@ -83,7 +108,7 @@ def open_data(
     """
     options: dict[str, Any] = {"images_key": args.images_key, "labels_key": args.labels_key, "need_labels": need_labels}
     options["memory_limit"] = resolve_limit(args.memory_limit)
-    options["image_shape"] = _image_shape(args.image_size) or image_shape
+    options["image_shape"] = args.image_size or image_shape
     if args.skip_bad:
         options["on_error"] = "skip"
         if store is not None and (store / "config.json").exists():
@@ -121,16 +146,16 @@ def svm_line(svm: dict[str, Any]) -> str:
     return f"{svm['kernel']}, C {svm['C']:.4g}{gamma}{chosen}"
 
 
-def say_result(result: dict[str, Any]) -> None:
+def tell_result(args: argparse.Namespace, result: dict[str, Any]) -> None:
     if result["accuracy"] is not None and not isinstance(result["accuracy"], dict):
-        say(f"accuracy        {100 * result['accuracy']:.2f} % on {counted(result['n_test'], 'images')}")
+        tell(args, f"accuracy        {100 * result['accuracy']:.2f} % on {counted(result['n_test'], 'images')}")
     if (svm := result.get("svm")) is not None:
-        say(f"SVM             {svm_line(svm)}")
+        tell(args, f"SVM             {svm_line(svm)}")
     if result["seconds"] is not None:
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in (result["stage_seconds"] or {}).items())
-        say(f"seconds         {result['seconds']:.1f} ({stages})")
+        tell(args, f"seconds         {result['seconds']:.1f} ({stages})")
     sampled = "" if result["peak_exact"] else " (the largest sample)"
     limit, planned, data = (format_bytes(result[key]) for key in ("memory_limit_bytes", "planned_peak_bytes", "data_bytes"))
-    say(f"peak memory     {format_bytes(result['peak_rss_bytes'])}{sampled} of {limit} allowed, {planned} planned; data {data}")
+    tell(args, f"peak memory     {format_bytes(result['peak_rss_bytes'])}{sampled} of {limit} allowed, {planned} planned; data {data}")
     if result["model"]:
-        say(f"model           {result['model']}")
+        tell(args, f"model           {result['model']}")

@@ -6,22 +6,33 @@ import csv
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from streamcnn.candidates import Search, ladder, parse_seconds
-from streamcnn.commandparts import memory_facts, open_data, parameters_of, result_of, say, say_result, settings_of
+from streamcnn.commandparts import (
+    class_counts,
+    memory_facts,
+    open_data,
+    open_model,
+    parameters_of,
+    result_of,
+    say,
+    settings_of,
+    tell,
+    tell_result,
+)
 from streamcnn.evaluate import evaluate as evaluate_model
 from streamcnn.files import check_output_file, replacing
 from streamcnn.fitting import fit_model
 from streamcnn.images import ImageSource, warn_of_rows
 from streamcnn.kernels import resolve_device
 from streamcnn.memory import MemoryMonitor, resolve_limit
-from streamcnn.model import Model, load_model, plan_decisions
+from streamcnn.model import Model, plan_decisions
 from streamcnn.plan import make_plan
 from streamcnn.presets import Settings
-from streamcnn.progress import Progress
+from streamcnn.progress import Progress, counted
 from streamcnn.runrecord import record_evaluation
 from streamcnn.search import stored_search
 from streamcnn.stages import evaluate_claims
@@ -33,9 +44,17 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn plan DATA`."""
     settings, limit = settings_of(args), resolve_limit(args.memory_limit)
     with open_data(args, args.data, True, "auto") as source:
+        _say_data(source)
         result = make_plan(source, settings, limit, None)
-    say(str(result))
+    tell(args, str(result))
     return result.to_dict()
+
+
+def _say_data(source: ImageSource) -> None:
+    """What is going to be learnt, before anything is spent on it: a wrong folder is noticed here."""
+    if source.labels is not None and source.classes_ is not None:
+        say(class_counts(source.classes_, np.bincount(source.labels, minlength=len(source.classes_))))
+    warn_of_rows(source)
 
 
 def fit(args: argparse.Namespace) -> dict[str, Any]:
@@ -45,7 +64,7 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
     store = Path(args.store) if args.store else model_path.with_name(model_path.name + ".store")
     seconds = None if args.search is None else parse_seconds(args.search)
     with MemoryMonitor(limit) as monitor, open_data(args, args.data, True, "auto", store) as source:
-        warn_of_rows(source)
+        _say_data(source)
         test = open_data(args, args.test, True, source.reading_shape) if args.test else None
         found = None
         if seconds is not None:
@@ -60,7 +79,7 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
     if not args.store:
         delete_store(store)
         result["store_bytes"] = None
-    say_result(result)
+    tell_result(args, result)
     return result
 
 
@@ -148,7 +167,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     start = time.perf_counter()
     with MemoryMonitor(limit) as monitor:
-        model = load_model(args.model, limit)
+        model = open_model(Path(args.model), limit)
         with open_data(args, args.data, True, model.reading_shape) as source:
             plan = plan_decisions(model, source, n_jobs, limit, args.device, evaluate_claims(source, len(model.classes_)))
             progress = Progress(1, monitor)
@@ -168,34 +187,39 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         n_jobs=n_jobs,
         model=args.model,
     )
-    say_result(result)
+    tell_result(args, result)
     if result["unknown"]:
-        say(f"  {result['unknown']:,} of {result['n_test']:,} images are of classes that the model does not know, and count as wrong")
+        tell(
+            args, f"  {result['unknown']:,} of {result['n_test']:,} images are of classes that the model does not know, and count as wrong"
+        )
     for name, recall in result["recall"].items():
-        say(f"  recall {name:<20} {'no images' if recall is None else f'{100 * recall:.2f} %'}")
+        tell(args, f"  recall {name:<20} {'no images' if recall is None else f'{100 * recall:.2f} %'}")
     return result
 
 
 def predict(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn predict M.h5 DATA`."""
     limit, n_jobs = resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
-    output = Path(args.output) if args.output else None
+    output = None if args.output is None else Path(args.output)
     if output is not None:
         check_output_file(output, "--output", args.data, args.model)
     start = time.perf_counter()
     with MemoryMonitor(limit) as monitor:
-        model = load_model(args.model, limit)
+        model = open_model(Path(args.model), limit)
         with open_data(args, args.data, False, model.reading_shape) as source:
             plan = plan_decisions(model, source, n_jobs, limit, args.device)
             with monitor.stage("predict", plan.peak_bytes):
                 if output is not None:
-                    with replacing(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-                        _write_predictions(model, source, plan.chunk_size, n_jobs, args.device, monitor, file)
+                    with replacing(output) as temporary, _csv_file(temporary) as file:
+                        counts = _write_predictions(model, source, plan.chunk_size, n_jobs, args.device, monitor, file)
                 else:
                     # with --json standard output belongs to the one object
                     out = sys.stderr if args.json else sys.stdout
-                    _write_predictions(model, source, plan.chunk_size, n_jobs, args.device, monitor, out)
+                    counts = _write_predictions(model, source, plan.chunk_size, n_jobs, args.device, monitor, out)
             n, data_bytes = source.n_samples, source.nbytes_
+    if output is not None:
+        found = np.flatnonzero(counts)
+        tell(args, f"{output}: {counted(n, 'images')} of {class_counts(model.classes_[found], counts[found])}")
     return {
         "n_images": n,
         "seconds": time.perf_counter() - start,
@@ -210,14 +234,26 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _write_predictions(model: Model, source: ImageSource, chunk: int, n_jobs: int, device: str, monitor: MemoryMonitor, file: Any) -> None:
+def _csv_file(path: Path) -> TextIO:
+    """A new file; of paths whose bytes are no text it gets escapes, as standard output does."""
+    return path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+
+
+def _write_predictions(
+    model: Model, source: ImageSource, chunk: int, n_jobs: int, device: str, monitor: MemoryMonitor, file: TextIO
+) -> np.ndarray:
+    """Write the CSV; returns the number of images of each label."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["index", "path", "label", "score"])
-    with Progress(1, monitor).bar("predict", source.n_samples) as update:
+    counts = np.zeros(len(model.classes_), np.int64)
+    # lines on a terminal are progress enough, and a bar would be drawn through them
+    with Progress(0 if file.isatty() else 1, monitor).bar("predict", source.n_samples) as update:
         for start, decisions in model.decisions(source, chunk, n_jobs, device, update, monitor):
             codes = model.labels_of(decisions)
+            counts += np.bincount(codes, minlength=len(counts))
             if model.svm.probability:
                 decisions = model.svm.probabilities(decisions)
             scores = np.abs(decisions) if decisions.ndim == 1 else decisions[np.arange(len(codes)), codes]
             for i, (code, score) in enumerate(zip(codes, scores), start=start):
                 writer.writerow([i, source.name_of(i), model.classes_[code], f"{score:.6g}"])
+    return counts

@@ -6,12 +6,26 @@ import numpy as np
 
 from streamcnn.datasets import digits_split, enlarged_digits
 from streamcnn.images import write_images_h5
+from streamcnn.plan import make_plan
+from streamcnn.presets import Settings
 from streamcnn.progress import Progress
 from streamcnn.system import trim_heap
 
 SIZE = 64
 BLOCK = 4096
 TEST_SHARE = 8
+
+
+def check_limit(n_images: int, settings: Settings, limit: int) -> None:
+    """Refuse a limit that is too small before a gigabyte is written: the plan of the same images, not yet made.
+
+    Raises
+    ------
+    MemoryBudgetError
+    """
+    n_test = n_images // TEST_SHARE
+    with enlarged_digits(n_images - n_test, SIZE) as source, enlarged_digits(n_test, SIZE) as test:
+        make_plan(source, settings, limit, None, test)
 
 
 def make_data(folder: Path, n_images: int, seed: int, progress: Progress) -> tuple[Path, Path]:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from streamcnn.commandparts import result_of, say, say_result, settings_of
+from streamcnn.commandparts import result_of, say, settings_of, tell, tell_result
 from streamcnn.commands import run_fit
 from streamcnn.errors import ParameterError
 from streamcnn.files import scratch_folder
@@ -18,7 +18,7 @@ from streamcnn.threads import resolve_n_jobs
 
 def demo(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn demo`: the whole job on digits larger than the memory limit."""
-    from streamcnn.demo import make_data
+    from streamcnn.demo import check_limit, make_data
     from streamcnn.warmup import warm_up
 
     args.memory_limit = args.memory_limit or "512MiB"
@@ -26,8 +26,10 @@ def demo(args: argparse.Namespace) -> dict[str, Any]:
     folder = scratch_folder()
     try:
         warm = time.perf_counter()
+        say("demo    : kernels are loaded, or compiled where this machine has none yet")
         warm_up(settings)
         compiled = time.perf_counter()
+        check_limit(args.images, settings, limit)
         train_path, test_path = make_data(folder, args.images, settings.seed, Progress(1))
         made = time.perf_counter()
         with MemoryMonitor(limit) as monitor, open_images(train_path) as source, open_images(test_path) as test:
@@ -36,8 +38,8 @@ def demo(args: argparse.Namespace) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     result |= {"compile_seconds": compiled - warm, "data_seconds": made - compiled}
-    say_result(result)
-    say(f"apart from that {result['compile_seconds']:.1f} s to compile kernels, {result['data_seconds']:.1f} s to make the data")
+    tell_result(args, result)
+    tell(args, f"apart from that {result['compile_seconds']:.1f} s to compile kernels, {result['data_seconds']:.1f} s to make the data")
     return result
 
 
@@ -52,7 +54,7 @@ def reproduce(args: argparse.Namespace) -> dict[str, Any]:
         raise ParameterError(f"--seeds must be at least 1, got {args.seeds}")
     arguments = (args.folder, settings_of(args), limit, args.seeds)
     result, table = side_by_side(*arguments, args.baseline) if args.baseline else lee2017(*arguments)
-    say(table)
+    tell(args, table)
     return result_of(**{"baseline": None, "baseline_frozen": None} | result)
 
 
@@ -84,7 +86,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         result = run_benchmarks(args.name, n_threads, args.repeats, args.shrink, **options)
     else:
         result = emulated(args.emulate, args.name, n_threads, args.repeats, args.shrink)
-    say(report(result))
+    tell(args, report(result))
     return result
 
 
@@ -94,5 +96,5 @@ def warmup(args: argparse.Namespace) -> dict[str, Any]:
 
     result = compile_kernels()
     where = f"in {result['cache']}" if result["cache"] else "for this process only: no cache folder can be written; set NUMBA_CACHE_DIR"
-    say(f"{result['compiled']} kernels compiled and {result['cached']} found on disk in {result['seconds']:.1f} s, {where}")
+    tell(args, f"{result['compiled']} kernels compiled and {result['cached']} found on disk in {result['seconds']:.1f} s, {where}")
     return result

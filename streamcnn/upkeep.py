@@ -8,17 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from streamcnn.commandparts import memory_facts, open_data, say, svm_line
+from streamcnn.commandparts import check_store, memory_facts, open_data, open_model, say, svm_line, tell
 from streamcnn.errors import FileError, StoreError
 from streamcnn.evaluate import Tested, plan_testing, run_testing
 from streamcnn.files import check_output_file, replacing
 from streamcnn.memory import MemoryMonitor, format_bytes, resolve_limit
 from streamcnn.model import Model, load_model
 from streamcnn.planning import MemoryPlan, StagePlan, added
-from streamcnn.progress import Progress
+from streamcnn.progress import Progress, counted
+from streamcnn.recipe import changed
 from streamcnn.store import KINDS, FeatureStore, way_out
 from streamcnn.system import resident_bytes
 from streamcnn.threads import resolve_n_jobs
+
+_MOST_NAMES = 10
 
 
 def verify(args: argparse.Namespace) -> dict[str, Any]:
@@ -31,6 +34,7 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
     plan = _plan_reading(limit, claims)
     with MemoryMonitor(limit) as monitor, monitor.stage("verify", plan.peak_bytes):
         if store is not None:
+            say(f"checks {format_bytes(store.nbytes)} in {path}")
             problems = store.verify(limit)
             if model.exists():
                 try:
@@ -41,7 +45,7 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
             result: dict[str, Any] = {"path": args.path, "kind": "store", "ok": not problems, "problems": problems, "shards": shards}
             checked = f"{shards} shards"
         else:
-            load_model(path, limit)
+            open_model(path, limit)
             result = {"path": args.path, "kind": "model", "ok": True, "problems": [], "shards": None}
             checked = "model"
     result |= memory_facts(monitor, plan)
@@ -49,7 +53,7 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
         if args.json:
             sys.stdout.write(json.dumps(result) + "\n")
         raise FileError(f"{path} is damaged: " + "; ".join(problems))
-    say(f"{path}: {checked} checked, all well")
+    tell(args, f"{path}: {checked} checked, all well")
     return result
 
 
@@ -58,10 +62,11 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     from streamcnn.drawing import require_matplotlib
     from streamcnn.report import build_report, reading_claims
 
+    check_store(Path(args.store))
     require_matplotlib()  # before the plan is made, whose first item is what the process holds
     start = time.perf_counter()
     path, limit, n_jobs = Path(args.store), resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
-    output = Path(args.output) if args.output else Path(f"{path.resolve()}.html")
+    output = Path(f"{path.resolve()}.html") if args.output is None else Path(args.output)
     check_output_file(output, "--output")
     store, tested = FeatureStore(path), None
     plan = _plan_reading(limit, reading_claims(store), "report")
@@ -75,7 +80,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
                 temporary.write_text(text, encoding="utf-8")
     for note in left_out:
         say(f"left out: {note}")
-    say(f"{output}: {len(pictures)} pictures, {format_bytes(output.stat().st_size)}")
+    tell(args, f"{output}: {len(pictures)} pictures, {format_bytes(output.stat().st_size)}")
     result = {"path": args.store, "output": str(output), "bytes": output.stat().st_size, "pictures": pictures, "left_out": left_out}
     result |= {name: None if tested is None else tested.measured[name] for name in ("accuracy", "n_test")}
     return result | {"seconds": time.perf_counter() - start} | memory_facts(monitor, plan)
@@ -108,23 +113,63 @@ def info(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn info PATH`."""
     path, limit = Path(args.path), resolve_limit(args.memory_limit)
     _plan_reading(limit)
-    model = None
     if path.is_dir():
         store = FeatureStore(path)
         stages = [entry["stage"] for entry in store.entries if "stage" in entry]
         result: dict[str, Any] = {"kind": "store", "n_rows": store.n_rows, "n_features": store.n_features, "bytes": store.nbytes}
         result |= {"stages": stages, **{name: store.config.get(name) for name in ("parameters", "source", "bad_files", "versions")}}
+        lines = _store_lines(store, result)
     else:
-        model = load_model(path, limit)
+        model = open_model(path, limit)
         result = {"kind": "model", "image_shape": list(model.image_shape), "classes": model.classes_.tolist(), **model.header}
         layers = [{"filters": list(f.shape), **i} for f, i in zip(model.network.filters, model.network.info)]
         result |= {"network": layers, "n_features": model.network.n_features, "bytes": path.stat().st_size}
         result |= model.svm_facts()
         result["n_components"] = None if model.pca is None else model.pca.n_components_
+        lines = _model_lines(model, result)
     result["path"] = args.path
-    for name, value in (result if model is None else _model_lines(model, result)).items():
-        say(f"{name:<14} {value if isinstance(value, str) else json.dumps(value, default=str)}")
+    lines |= {"versions": _listed(result.get("versions")), "size": format_bytes(result["bytes"]), "path": args.path}
+    tell(args, "\n".join(f"{name:<14} {text}" for name, text in lines.items() if text))
     return result
+
+
+def _store_lines(store: FeatureStore, result: dict[str, Any]) -> dict[str, str]:
+    """What `info` says of a store to people."""
+    config, source, stages = store.config, store.config.get("source", {}), result["stages"]
+    shards = {stage: n for stage, kind in (("extract", "features"), ("project", "reduced")) if (n := len(store.shards(kind)))}
+    named = {stage: stage + (f" ({counted(shards[stage], 'shards')})" if stage in shards else "") for stage in [*stages, *shards]}
+    classes, bad, shape = [str(name) for name in config.get("classes", [])], config.get("bad_files", []), source.get("image_shape")
+    return {
+        "kind": "store",
+        "data": str(source.get("path") or "arrays") if source else "",
+        "images": f"{source.get('n_samples')} of {' x '.join(map(str, shape))}" if isinstance(shape, list) else "",
+        "classes": f"{len(classes):,}: {_some(classes)}" if classes else "",
+        "left out": f"{counted(len(bad), 'files')}: {_some([name for name, _ in bad])}" if bad else "",
+        "features": f"{store.n_rows:,} rows of {store.n_features:,}",
+        "finished": ", ".join(named[stage] for stage in stages) or "nothing",
+        "unfinished": ", ".join(text for stage, text in named.items() if stage not in stages),
+        "added": counted(sum(call["rows"] for call in store.additions()), "images") if store.additions() else "",
+        "preset": _preset(config),
+    }
+
+
+def _preset(config: dict[str, Any]) -> str:
+    """The preset and what differs from it; nothing of a store that no fit has made."""
+    try:
+        different = changed(config)
+        if "layers" in different:
+            different["layers"] = "others"
+        return config["parameters"]["preset"] + "".join(f", {name} {value}" for name, value in different.items())
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ""
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
+
+
+def _listed(versions: Any) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else ""
 
 
 def _model_lines(model: Model, result: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +179,4 @@ def _model_lines(model: Model, result: dict[str, Any]) -> dict[str, Any]:
     lines |= {"n_components": "none, without PCA" if components is None else str(components)}
     lines |= {name: str(settings[name]) for name in ("seed", "device", "n_jobs") if name in settings}
     lines |= {"pixels": f"{result['pixels']}, features {result['feature_dtype']}"}
-    versions = result.get("versions")
-    if isinstance(versions, dict):
-        lines["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return lines | {"size": format_bytes(result["bytes"]), "path": result["path"]}
+    return lines

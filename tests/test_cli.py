@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 
 from streamcnn import cli, kernels, load_model
 from streamcnn.cli import main
-from streamcnn.commandparts import RESULT_KEYS
+from streamcnn.commandparts import RESULT_KEYS, class_counts
 
 FIT = ["--memory-limit", "1GiB", "--seed", "3"]
 
@@ -148,7 +149,7 @@ def test_images_of_unknown_classes_are_counted_aloud(trained, tmp_path, digits):
     shutil.copytree(folder / "test", tmp_path / "t")
     (tmp_path / "t" / "eleven").mkdir()
     Image.fromarray(digits[0][0, :, :, 0]).save(tmp_path / "t" / "eleven" / "1.png")
-    assert "1 of 201 images are of classes that the model does not know" in run("evaluate", folder / "m.h5", tmp_path / "t").stderr
+    assert "1 of 201 images are of classes that the model does not know" in run("evaluate", folder / "m.h5", tmp_path / "t").stdout
 
 
 def test_predict_runs_on_the_device_asked_for(trained, tmp_path, monkeypatch):
@@ -242,6 +243,155 @@ def test_verify_and_info_keep_the_limit(trained):
     assert 0 < report["peak_rss_bytes"] <= report["planned_peak_bytes"] <= report["memory_limit_bytes"]
 
 
+def test_results_go_to_standard_output(trained, tmp_path):
+    """What a command is asked for can be piped; with --json it is told on standard error, beside the one object. Notices are no result."""
+    folder, _, _ = trained
+    commands = {
+        ("plan", folder / "train", *FIT): "planned peak",
+        ("evaluate", folder / "m.h5", folder / "test"): "  recall 7 ",
+        ("info", folder / "m.h5"): "SVM            rbf",
+        ("verify", folder / "m.h5"): "model checked, all well",
+        ("predict", folder / "m.h5", folder / "test" / "7", "--output", tmp_path / "p.csv"): "p.csv: 20 images of ",
+        ("fit", folder / "train", "--model", tmp_path / "m.h5", *FIT): "peak memory",
+    }
+    for words, text in commands.items():
+        plain, machine = run(*words), run(*words, "--json")
+        assert text in plain.stdout and text not in plain.stderr
+        assert text in machine.stderr
+        assert isinstance(result(machine), dict)
+    assert "extract : starts" in plain.stderr
+
+
+def into(output, *arguments):
+    """Run the real program with a standard output that it fills before it writes, as is usual; returns exit code and what it complains."""
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "streamcnn", *map(str, arguments)]
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, env=usual)
+    return done.returncode, done.stderr
+
+
+def test_a_reader_that_has_gone_is_no_complaint(trained):
+    """`| head` closes the pipe: nothing is said of it, also not while Python ends."""
+    folder, _, _ = trained
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        assert into(writing, "info", folder / "m.h5") == (1, "")
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+def test_a_full_disk_behind_standard_output_is_a_line(trained):
+    """No traceback, and no complaint while Python ends."""
+    folder, _, _ = trained
+    with Path("/dev/full").open("w") as full:
+        code, said = into(full, "info", folder / "m.h5")
+    assert (code, said) == (1, "streamcnn: standard output cannot be written (its disk is full): make room there\n")
+
+
+def test_what_is_going_to_be_learnt_is_said_before_it(trained, tmp_path):
+    """fit and plan name the classes with their numbers of images, of many classes the first, and warn of rows that may be images."""
+    folder, _, _ = trained
+    counts = [len(list((folder / "train" / str(digit)).iterdir())) for digit in range(10)]
+    line = ", ".join(f"{digit} {counts[digit]}" for digit in range(6)) + ", and 4 more, 39 images each"
+    for words in (["plan", folder / "train"], ["fit", folder / "train", "--model", tmp_path / "m.h5"]):
+        assert run(*words, *FIT).stderr.startswith(f"10 classes: {line}\n")
+    np.savez(tmp_path / "rows.npz", images=np.zeros((30, 64), np.uint8), labels=[0, 1, 2] * 10)
+    assert "rows of 64 values are taken as images of 1 x 64 pixels" in run("plan", tmp_path / "rows.npz", *FIT).stderr
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ([3], "1 class: a 3"),
+        ([1] * 7, "7 classes: a 1, b 1, c 1, d 1, e 1, f 1, g 1"),
+        ([2000] * 8, "f 2,000, and 2 more, 2,000 images each"),
+    ],
+)
+def test_classes_are_counted_in_a_line(numbers, text):
+    """All of up to seven classes, of more the first six and the range of the others."""
+    assert class_counts(np.array(list("abcdefgh")[: len(numbers)]), np.array(numbers)).endswith(text)
+
+
+def test_a_store_is_described_to_people(trained, tmp_path):
+    """info of a store: lines, no JSON, with what differs from the preset, and finished and unfinished stages."""
+    folder, _, _ = trained
+    run("fit", folder / "train", "--model", tmp_path / "m.h5", "--store", tmp_path / "s", "--C", "3", *FIT)
+    lines = run("info", tmp_path / "s").stdout.splitlines()
+    said = {line[:14].strip(): line[15:] for line in lines}
+    assert (said["kind"], said["data"], said["images"]) == ("store", str(folder / "train"), "400 of 8 x 8 x 1")
+    assert said["classes"] == "10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert said["finished"] == "filters, extract (1 shard), pca, project (1 shard), svm"
+    assert said["preset"].startswith("fast, ") and "C 3.0" in said["preset"] and "seed 3" in said["preset"]
+    assert said["features"].startswith("400 rows of ") and said["size"].endswith("MiB")
+    assert "unfinished" not in said and not any("{" in line for line in lines)
+
+
+def test_work_that_is_dropped_is_said(trained, tmp_path):
+    """A fit into the store of another says which finished stages go, and which parameters are others; the same one reuses all."""
+    folder, _, _ = trained
+    fit = ["fit", folder / "train", "--model", tmp_path / "m.h5", "--store", tmp_path / "s", "--seed", "3"]
+    run(*fit, "--kernel", "linear", "--C", "1")
+    assert f"{tmp_path / 's'} has svm, made with other C: dropped" in run(*fit, "--kernel", "linear", "--C", "2").stderr
+    said = run(*fit, "--kernel", "linear", "--C", "2", "--preset", "lee2017", "--image-size", "28x28").stderr
+    assert f"{tmp_path / 's'} has filters, extract, pca, project, svm (2 shards), made with other data, preset" in said
+
+
+def test_other_things_than_a_model_or_a_store_are_named(trained, tmp_path):
+    """A CSV, a folder and a store in place of a model, and a model in place of a store: what it is, and what is wanted."""
+    folder, _, _ = trained
+    (tmp_path / "labels.csv").write_text("index,path\n")
+    for words in (
+        ["predict", tmp_path / "labels.csv", folder / "test"],
+        ["info", tmp_path / "labels.csv"],
+        ["verify", tmp_path / "labels.csv"],
+    ):
+        assert "labels.csv is a .csv file, not a model: give the file of fit --model" in run(*words, code=1).stderr
+    assert "test is a folder, not a model: give the file" in run("predict", folder / "test", folder / "m.h5", code=1).stderr
+    (tmp_path / "s").mkdir()
+    shutil.copy(folder / "m.h5", tmp_path / "s" / "model.h5")
+    assert f"not a model: give {tmp_path / 's' / 'model.h5'}" in run("evaluate", tmp_path / "s", folder / "test", code=1).stderr
+    done = run("report", folder / "m.h5", code=1).stderr
+    assert "m.h5 is an HDF5 file, perhaps a model, not the folder of a store: give what fit --store has made" in done
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no folder names that are no text")
+def test_paths_that_are_no_text_are_written_as_escapes(trained, tmp_path):
+    """The same to a file as to standard output, and in what is said of classes."""
+    folder, _, _ = trained
+    odd = tmp_path / os.fsdecode(b"flat\xff")
+    odd.mkdir()
+    shutil.copy(next((folder / "test" / "7").iterdir()), odd / "1.png")
+    lines = spawn("predict", folder / "m.h5", tmp_path).stdout
+    run("predict", folder / "m.h5", tmp_path, "--output", folder / "odd.csv")
+    assert (folder / "odd.csv").read_text() == lines
+    assert lines.splitlines()[1].startswith(r"0,flat\udcff/1.png,7,")
+
+
+def test_on_a_terminal_the_csv_has_no_bar_through_it(trained, monkeypatch):
+    """Where the CSV is seen, its lines are the progress; in a pipe there are lines on standard error."""
+    folder, _, _ = trained
+    predict = ["predict", folder / "m.h5", folder / "test" / "7"]
+    assert "predict : starts" in run(*predict).stderr
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(io, "StringIO", Terminal)
+    done = run(*predict)
+    assert done.stderr == ""
+    assert done.stdout.startswith("index,path,label,score\n")
+
+
+def test_demo_refuses_a_limit_before_it_makes_its_data(monkeypatch):
+    """A gigabyte of images is not made for a fit that cannot run."""
+    monkeypatch.setattr("streamcnn.demo.make_data", lambda *arguments: pytest.fail("data were made"))
+    monkeypatch.setattr("streamcnn.warmup.warm_up", lambda settings: None)
+    assert "memory_limit of 100.0 MiB is too small" in run("demo", "--memory-limit", "100MiB", code=1).stderr
+
+
 def test_plan_runs_nothing_and_shows_the_table(trained):
     """plan prints stages, chunk size and peak, and refuses a limit that cannot hold with the smallest that would."""
     folder, _, _ = trained
@@ -332,15 +482,48 @@ def test_usage_errors_are_one_line_with_an_example():
     """What is missing or unknown is named in a line, with an example that can be parsed where something is missing."""
     commands = next(action for action in cli.build_parser()._actions if action.dest == "command").choices
     for command in commands:
-        done = run(command, "--colour", code=2).stderr
-        assert done.count("\n") == 1
+        assert (
+            run(command, "--colour", code=2).stderr
+            == f"streamcnn {command}: unknown flag --colour; all options: streamcnn {command} --help\n"
+        )
         needs = command not in ("demo", "warmup")
-        assert ("the following arguments are required" if needs else "unrecognized arguments: --colour") in done
+        done = run(command, *([] if needs else ["more"]), code=2).stderr
+        assert done.count("\n") == 1
+        assert (
+            "the following arguments are required" if needs else f"unrecognized arguments: more; all options: streamcnn {command} --help"
+        ) in done
         assert f"for example: streamcnn {command} " in done or not needs
         if needs:
             cli.build_parser().parse_args(done.partition("for example: streamcnn ")[2].partition(";")[0].split())
     assert "required: --model; for example: streamcnn fit photos/ --model photos.h5;" in run("fit", "photos/", code=2).stderr
     assert "required: COMMAND; for example: streamcnn fit" in run(code=2).stderr
+
+
+def test_an_unknown_flag_is_named_first_with_the_nearest():
+    """It may be what is missing, misspelt; flags before the command, and values that look like flags, are none of it."""
+    for flag, near in (("--modle", "--model"), ("--memory_limit=1GiB", "--memory-limit"), ("--mem", "--memory-limit"), ("-C", "--C")):
+        done = run("fit", "photos", flag, "x", code=2).stderr
+        assert f"streamcnn fit: unknown flag {flag.partition('=')[0]}, perhaps {near} is meant; all options: streamcnn fit --help" in done
+    assert run("--json", "plan", "x", code=2).stderr.startswith("streamcnn: unknown flag --json;")
+    assert "no such file or folder" in run("plan", "--", "--colour", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["plan", "x", "--image-size", "96"], "argument --image-size: must look like 96x96 or 96x96x3, got '96'"),
+        (["plan", "x", "--C", "abc"], "argument --C: must be a positive number or auto, got 'abc'"),
+        (["plan", "x", "--gamma", "-1"], "argument --gamma: must be a positive number or auto or scale, got '-1'"),
+        (["plan", "x", "--n-components", "0"], "argument --n-components: must be a positive whole number"),
+        (["plan", "x", "--seed", "-1"], "argument --seed: must be a whole number from 0 to 2**32 - 1, got '-1'"),
+        (["predict", "m.h5", "x", "--output", ""], "argument --output: must be the name of a file or folder, got ''"),
+        (["plan", ""], "argument data: must be the name of a file or folder, got ''"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_values_that_make_no_sense_are_wrong_usage(words, text):
+    """Exit code 2, before anything is opened."""
+    assert text in run(*words, code=2).stderr
 
 
 def test_usage_errors_are_exit_code_2(trained, tmp_path):
@@ -373,7 +556,8 @@ def test_interrupted_fit_resumes_to_the_same_bits(tmp_path):
     assert "with resume=True (--resume) the same call goes on from there" in errors
     assert not list((tmp_path / "m.h5.store").rglob("*.tmp"))
     assert not (tmp_path / "m.h5").exists()
-    resumed = result(spawn(*arguments, "--resume", "--json"))
-    assert resumed["resumed"] is True
+    done = spawn(*arguments, "--resume", "--json")
+    assert " of an interrupted fit are there, and kept" in done.stderr
+    assert result(done)["resumed"] is True
     for name, array in load_model(tmp_path / "whole.h5").to_arrays().items():
         np.testing.assert_array_equal(load_model(tmp_path / "m.h5").to_arrays()[name], array)

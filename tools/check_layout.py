@@ -23,7 +23,7 @@ rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection
  convfeatures candidates search estimators demo
  warmup reproduce timing cnn baseline gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench
  displays.base displays.fitted displays.runs displays.results displays recipe page report
- commandparts commands upkeep tryouts cli __init__ __main__
+ commandparts commands upkeep tryouts arguments cli __init__ __main__
 """.split()
 
 
