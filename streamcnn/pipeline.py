@@ -249,9 +249,7 @@ class Run:
         """Numbers of the shards that are there already; on resume each is compared with its hash."""
         found = self.store.shards(kind, digest)
         if found and self.store.finished(_STAGES[kind], digest) is None:
-            self.progress.say(
-                f"{_STAGES[kind]:<8}: {counted(len(found), 'shards')} of an interrupted fit with the same data and parameters kept"
-            )
+            self.progress.say(f"{_STAGES[kind]:<8}: goes on from {counted(len(found), 'shards')} of an interrupted fit")
         if not self.check_shards or not found:
             return self.store.begin(kind, digest)
         with self.progress.bar("check", len(found), "shards") as update:

@@ -71,7 +71,7 @@ class _Lines:
         """`n` more are done."""
         self.n += n
         now = time.monotonic()
-        if now >= self._next:
+        if now >= self._next and self.n != self.total:  # of the whole there is a line at the end
             self._next = now + 10
             seconds = now - self._start
             left = f", {(self.total - self.n) * seconds / self.n:.0f} s left" if self.total and self.n else ""

@@ -43,7 +43,7 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
                     problems.append(f"model.h5: {error}; {way_out('stage')}")
             shards = sum(len(store.shards(kind)) for kind in KINDS)
             result: dict[str, Any] = {"path": args.path, "kind": "store", "ok": not problems, "problems": problems, "shards": shards}
-            checked = f"{shards} shards"
+            checked = counted(shards, "shards")
         else:
             open_model(path, limit)
             result = {"path": args.path, "kind": "model", "ok": True, "problems": [], "shards": None}
@@ -138,11 +138,13 @@ def _store_lines(store: FeatureStore, result: dict[str, Any]) -> dict[str, str]:
     config, source, stages = store.config, store.config.get("source", {}), result["stages"]
     shards = {stage: n for stage, kind in (("extract", "features"), ("project", "reduced")) if (n := len(store.shards(kind)))}
     named = {stage: stage + (f" ({counted(shards[stage], 'shards')})" if stage in shards else "") for stage in [*stages, *shards]}
-    classes, bad, shape = [str(name) for name in config.get("classes", [])], config.get("bad_files", []), source.get("image_shape")
+    classes, bad = [str(name) for name in config.get("classes", [])], config.get("bad_files", [])
+    n_images, shape = source.get("n_samples"), source.get("image_shape")
     return {
         "kind": "store",
         "data": str(source.get("path") or "arrays") if source else "",
-        "images": f"{source.get('n_samples')} of {' x '.join(map(str, shape))}" if isinstance(shape, list) else "",
+        # of a store that somebody made up it may be anything
+        "images": f"{n_images:,} of {' x '.join(map(str, shape))}" if isinstance(n_images, int) and isinstance(shape, list) else "",
         "classes": f"{len(classes):,}: {_some(classes)}" if classes else "",
         "left out": f"{counted(len(bad), 'files')}: {_some([name for name, _ in bad])}" if bad else "",
         "features": f"{store.n_rows:,} rows of {store.n_features:,}",

@@ -41,6 +41,14 @@ def test_one_image_is_no_images(clock, capsys):
     assert capsys.readouterr().err.split("\n")[:2] == ["predict : starts, 1 image", "predict : 1 image in 0.5 s, 2 a second"]
 
 
+def test_the_whole_at_once_is_one_line(clock, capsys):
+    """What comes to its end in one long step has no line of progress just before its last one."""
+    with Progress(1).bar("filters", 48, "filters") as update:
+        clock.now = 120.0
+        update(48)
+    assert capsys.readouterr().err.split("\n")[:2] == ["filters : starts, 48 filters", "filters : 48 filters in 20.0 s, 2 a second"]
+
+
 def test_a_bar_that_is_left_early_says_how_far_it_came(clock, capsys):
     """An interruption leaves a line with what was done; where the whole is not known there is no time left."""
     with pytest.raises(KeyboardInterrupt), Progress(1).bar("pca", 900, "rows") as update:
