@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn
 
+# enough for some of each digit, and an eighth to test on
+_FEWEST_DEMO = 100
 # of the commands that need something
 _EXAMPLES = {
     "plan": "photos/",
@@ -98,6 +100,12 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def _demo_images(text: str) -> int:
+    if not text.isdecimal() or int(text) < _FEWEST_DEMO:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {_FEWEST_DEMO}, got {text!r}")
+    return int(text)
+
+
 def _image_size(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(x[1-9]\d*)?", text):
         raise argparse.ArgumentTypeError(f"must look like 96x96 or 96x96x3, got {text!r}")
@@ -160,7 +168,7 @@ def build_parser() -> _Parser:
 
     demo = add("demo", "the whole job on digits enlarged to a data set twice the memory limit")
     _common(demo, training=True, data=False)
-    demo.add_argument("--images", type=int, default=262_144, metavar="N", help="images to make (262,144 is 1 GiB)")
+    demo.add_argument("--images", type=_demo_images, default=262_144, metavar="N", help="images to make (262,144 is 1 GiB)")
 
     plan = add("plan", "print what a fit would take; nothing is run")
     plan.add_argument("data", type=_name)

@@ -524,6 +524,7 @@ def test_an_unknown_flag_is_named_first_with_the_nearest():
         (["plan", "x", "--n-components", "0"], "argument --n-components: must be a positive whole number"),
         (["plan", "x", "--seed", "-1"], "argument --seed: must be a whole number from 0 to 2**32 - 1, got '-1'"),
         (["predict", "m.h5", "x", "--output", ""], "argument --output: must be the name of a file or folder, got ''"),
+        (["demo", "--images", "4"], "argument --images: must be a whole number of at least 100, got '4'"),
         (["plan", ""], "argument data: must be the name of a file or folder, got ''"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
