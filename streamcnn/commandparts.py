@@ -118,6 +118,8 @@ def open_data(
             if source.fingerprint() == config.get("fingerprint"):
                 return source
             source.close()
+        if Path(path).is_dir():
+            say(f"--skip-bad reads every file of {path} once, to find those that cannot be read")
     source = open_images(path, **options)
     for name, reason in source.bad_files:
         say(f"left out: {name}: {reason}")

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import MethodType
-from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -12,8 +10,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from streamcnn.adding import add_images, no_store
+from streamcnn.availability import Needs, check_probability
 from streamcnn.convfeatures import ConvFeatures, ImageInput, resolve_seed
-from streamcnn.errors import DataError, NotKeptError
+from streamcnn.errors import DataError
 from streamcnn.fitting import fit_model
 from streamcnn.labels import decoded, label_values
 from streamcnn.memory import MemoryMonitor, resolve_limit
@@ -25,35 +24,10 @@ from streamcnn.threads import resolve_n_jobs
 from streamcnn.tracing import Trace
 
 
-class _Needs:
-    """A method that is gone where `check` raises an AttributeError, as scikit-learn has methods go that parameters make impossible.
-
-    To use it then is that error, `hasattr` is False. (scikit-learn's own `available_if` would hide the sentence behind one of its own.)
-    """
-
-    def __init__(self, check: Callable[[Any], Any]):
-        self._check = check
-
-    def __call__(self, method: Callable[..., Any]) -> "_Needs":
-        self._method = method
-        return self
-
-    def __get__(self, estimator, owner=None):
-        if estimator is None:
-            return self._method
-        self._check(estimator)
-        return MethodType(self._method, estimator)
-
-
 def _has_store(estimator) -> None:
     """After `fit` the rows are there only where a store keeps them."""
     if estimator.store is None and vars(estimator).get("_by_fit", False):
         raise no_store()
-
-
-def _has_probabilities(estimator) -> None:
-    if not estimator.probability:
-        raise NotKeptError("predict_proba needs probability=True in fit: set_params(probability=True), then fit again")
 
 
 class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
@@ -234,7 +208,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         self._by_fit = True
         return self
 
-    @_Needs(_has_store)
+    @Needs(_has_store)
     def partial_fit(self, X, y=None, classes=None):
         """Add images, of known classes or new ones, to what the classifier was trained on; unfitted, this is `fit`.
 
@@ -346,7 +320,7 @@ class StreamCNNClassifier(ImageInput, ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         return self.classes_[self._decide(X, (), np.int32, self.model_.labels_of, self.classes_.itemsize)]
 
-    @_Needs(_has_probabilities)
+    @Needs(check_probability)
     def predict_proba(self, X):
         """Probabilities of the classes, where `probability` is True. Errors as `decision_function`.
 

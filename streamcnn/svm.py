@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from streamcnn.availability import Needs, check_probability
 from streamcnn.calibration import probabilities
 from streamcnn.checkpoint import Checkpoint
 from streamcnn.decisions import Machine, decide_rows, to_codes
@@ -23,13 +23,6 @@ from streamcnn.svmchecks import check_parameters, check_sample_weight, class_wei
 from streamcnn.svmsaved import ARRAYS, arrays_of, restore
 from streamcnn.svmtraining import Trainer, choose_parameters, measure_rows
 from streamcnn.threads import limit_blas, resolve_n_jobs
-
-
-def has_probabilities(svc) -> bool:
-    """Whether a classifier was made with `probability`; an AttributeError that says so where it was not."""
-    if not svc.probability:
-        raise AttributeError("predict_proba needs probability=True in fit")
-    return True
 
 
 class StreamingSVC(ClassifierMixin, BaseEstimator):
@@ -286,7 +279,7 @@ class StreamingSVC(ClassifierMixin, BaseEstimator):
         """Mean accuracy."""
         return super().score(X, decoded(y), sample_weight)
 
-    @available_if(has_probabilities)
+    @Needs(check_probability)
     def predict_proba(self, X):
         """Probabilities of the classes: softmax of `slope_` times decisions.
 

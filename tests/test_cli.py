@@ -479,7 +479,9 @@ def test_bad_files_can_be_skipped(tmp_path, digits):
     fit = ["fit", tmp_path / "t", "--model", tmp_path / "m.h5", "--store", tmp_path / "s", *FIT, "--json"]
     assert "zz.png" in run(*fit, code=1).stderr
     for again in (False, True):
-        report = result(run(*fit, "--skip-bad"))
+        done = run(*fit, "--skip-bad")
+        assert ("--skip-bad reads every file" in done.stderr) == (not again)
+        report = result(done)
         assert report["n_train"] == 120
         assert [name for name, _ in report["skipped"]] == ["3/zz.png"]
         assert report["reused"] == (["filters", "extract", "pca", "project", "svm"] if again else [])

@@ -248,6 +248,8 @@ def test_probabilities_are_calibrated_on_rows_not_seen(kernel):
     loaded = StreamingSVC.from_arrays(svc.to_arrays())
     assert np.array_equal(loaded.predict_proba(T), svc.predict_proba(T))
     assert not hasattr(plain, "predict_proba")
+    with pytest.raises(AttributeError, match=r"^predict_proba needs probability=True in fit: set_params"):
+        plain.predict_proba(T)
 
 
 def test_rows_to_calibrate_on_are_a_fifth_of_each_class():

@@ -18,7 +18,7 @@ kernels.jit kernels kernels.half kernels.checksum kernels.emitter kernels.simd k
 variations datasets preprocess filters patches layers network arrays manifest shards shardcheck storefolder store checkpoint
 rowinput eigen moments incremental krylov randomized pcaplan pcasaved projection pca
  linear hessians newton rbf quasinewton few wide nystroem decisions selection ladder
- calibration svmchecks svmtraining svmsaved svm
+ availability calibration svmchecks svmtraining svmsaved svm
  presets planning stages plan digests features progress runrecord pipeline model fitting adding evaluate
  convfeatures candidates search estimators demo
  warmup reproduce timing cnn baseline gpubench safetybench iobench pcabench svmbench rbfbench pipebench bench
