@@ -54,7 +54,7 @@ def command_line(config: dict[str, Any], opened_with: dict[str, Any], limit: str
     different, path = changed(config), config.get("source", {}).get("path")
     if path is None:
         return None, "The images were given as arrays, which the command line has no name for."
-    if missing := [name for name in _ONLY_PYTHON if name in different] + [name for name in ("labels",) if name in opened_with]:
+    if missing := [name for name in _ONLY_PYTHON if name in different] + [name for name in ("labels", "rows") if name in opened_with]:
         return None, f"The command line has no flag for {' and '.join(missing)}: use Python."
     if isinstance(different.get("class_weight"), dict):
         return None, "The command line has no flag for the weight of single classes: use Python."
@@ -91,14 +91,18 @@ def python_code(config: dict[str, Any], opened_with: dict[str, Any], limit: str 
         arguments[name] = f"[\n{layers}    ]" if name == "layers" else repr(value)
     if limit is not None:
         arguments["memory_limit"] = repr(limit)
-    path, options = config.get("source", {}).get("path"), {name: value for name, value in opened_with.items() if name != "labels"}
+    path, options = config.get("source", {}).get("path"), dict(opened_with)
+    part, given_labels = options.pop("rows", False), options.pop("labels", False)
     lines = ["from streamcnn import " + ", ".join(["ConvLayer"] * ("layers" in arguments) + ["StreamCNNClassifier", "open_images"])]
     given = "images" if path is None else repr(path)
-    labels = ", labels" if path is None or "labels" in opened_with else ""
+    labels = ", labels" if path is None or given_labels else ""
     if labels:
         names = "images, labels" if path is None else "labels"
         lines.append(f"{names} = ...  # as they were given")
     lines.append(f"source = open_images({given}{labels}{''.join(f', {name}={_code(value)}' for name, value in options.items())})")
+    if part:
+        lines[:1] += ["from streamcnn.subset import SubsetSource"]
+        lines.append("source = SubsetSource(source, rows)  # as they were given")
     lines.append("classifier = StreamCNNClassifier(")
     lines += [f"    {name}={value}," for name, value in arguments.items()]
     return "\n".join([*lines, ")", "classifier.fit(source)", 'classifier.save("model.h5")'])

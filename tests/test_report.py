@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from streamcnn import ConvLayer, FeatureStore, StreamCNNClassifier, load_model
+from streamcnn import ConvLayer, FeatureStore, StreamCNNClassifier, load_model, open_images
 from streamcnn.cli import main
 from streamcnn.filters import similarity_bytes
 from streamcnn.manifest import config_text
@@ -25,6 +25,7 @@ from streamcnn.memory import format_bytes
 from streamcnn.recipe import command_line, python_code
 from streamcnn.report import reading_claims
 from streamcnn.runrecord import ordered_stages, read_record, read_trace
+from streamcnn.subset import SubsetSource
 
 LAYERS = [ConvLayer(4, 3, filters="random", pool_size=2), ConvLayer(3, 2, filters="random")]
 FAST = {"layers": LAYERS, "kernel": "linear", "C": 0.1, "n_components": 6, "random_state": 0}
@@ -287,6 +288,24 @@ def test_the_recipe_repeats_the_fit_to_the_bit(tmp_path, digits):
         run_code(python_code(config, opened_with, "2GiB"), tmp_path)
     for name, array in load_model(tmp_path / "model.h5").to_arrays().items():
         np.testing.assert_array_equal(array, expected[name])
+
+
+def test_a_fit_of_a_part_of_a_folder_remembers_how_its_files_were_read(tmp_path, digits):
+    """The model of a part resizes as the folder was, and its store says in Python how it was made: the command line takes no rows."""
+    for row in range(60):
+        path = tmp_path / "t" / str(digits[1][row] % 2) / f"{row:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits[0][row, :, :, 0]).save(path)
+    source = open_images(tmp_path / "t", image_shape=(12, 12))
+    options = {"kernel": "linear", "C": 1.0, "random_state": 0, "memory_limit": "2GiB"}
+    fitted = StreamCNNClassifier(**options, store=tmp_path / "s").fit(SubsetSource(source, range(0, 60, 2)))
+    assert fitted.model_.reading_shape == (12, 12, 1) and len(fitted.predict(tmp_path / "t")) == 60
+    config, opened_with = FeatureStore(tmp_path / "s").config, read_record(tmp_path / "s")["opened_with"]
+    assert command_line(config, opened_with, None) == (None, "The command line has no flag for rows: use Python.")
+    with contextlib.chdir(tmp_path):
+        run_code(python_code(config, opened_with, None), tmp_path, rows=np.arange(0, 60, 2))
+    again = load_model(tmp_path / "model.h5")
+    assert (again.decision_function(tmp_path / "t") == fitted.decision_function(tmp_path / "t")).all()
 
 
 def test_what_no_flag_says_is_said_in_python(digits, tmp_path):

@@ -87,6 +87,9 @@ def test_a_subset_is_the_rows_of_its_source(digits):
     assert part.fingerprint() == SubsetSource(source, rows).fingerprint()
     zeros = [np.flatnonzero(labels == 0)[[0, row]] for row in (1, 2)]  # equally many, of equal labels
     assert len({SubsetSource(source, rows).fingerprint() for rows in zeros}) == 2
+    for wrong in ([1, 0], [1, 1], [-1, 2], [5, 1797], [], [0.5], [[1, 2]], labels == 3):
+        with pytest.raises(ParameterError, match=r"rows must be ascending row numbers from 0 to 1796, none twice, got "):
+            SubsetSource(source, wrong)
 
 
 def test_times(some):
