@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,8 @@ _PROBED = 64
 _COSTLIEST_MODE, SMALL_DECODING = 32, 16 << 20
 # files whose sizes are all asked before anything runs: 0.4 s for 2,000 small JPEG files, 0.2 s for PNG
 _CHECKED = 2_000
+# shorter sides above it are worth a word: the time goes with the pixels
+_LARGE = 2 * SIDE
 # bad files that even a small folder may have
 _FEW_BAD = 3
 _STORED = {8: np.uint8, 16: np.uint16, 32: np.float32}
@@ -27,13 +29,13 @@ _STORED = {8: np.uint8, 16: np.uint16, 32: np.float32}
 class FolderSource(ImageSource):
     """Images in files, decoded one at a time.
 
-    Size comes from the first file; colour and bits from up to 64 files spread evenly over the listing. With `image_shape`
+    Size (the commonest), colour and bits come from up to 64 files spread evenly over the listing. With `image_shape`
     every file is resized. Then, and for large images, every header is read once: it takes the costliest file to say what
     decoding will hold.
 
-    With `"auto"` files are resized where fewer than three in four of those 64 have the commonest size: photos of one camera are half
-    upright, and collected ones have any size, while one image of another size among equal ones is likely to be there by mistake. They
-    become squares of 96 pixels, or of the median of their shorter sides where that is less.
+    With `"auto"` files are resized where fewer than three in four of those 64 have the commonest size, or some are upright and others lie:
+    that is how photos are, while one image of another size among equal ones is likely to be there by mistake. They become squares of 96
+    pixels, or of the median of their shorter sides where that is less.
 
     Parameters
     ----------
@@ -73,14 +75,22 @@ class FolderSource(ImageSource):
         tolerated = set(listing.names) if on_error == "skip" else set(bad)
         caps = replace(caps, resized=image_shape is not None)
         headers = self._probe(listing.names, tolerated, caps)
-        if image_shape == "auto" and (asked := common_shape(headers.values())) is not None:
-            warn(
-                f"{root}: the images are of several sizes, so all are stretched to {asked[0]} x {asked[1]} pixels; "
-                "image_shape=(height, width) (--image-size HxW) sets another size"
-            )
+        sizes = Counter((header.height, header.width) for header in headers.values())
+        height, width = sizes.most_common(1)[0][0]
+        if image_shape == "auto":
+            asked = common_shape(sizes)
+            if asked is not None:
+                warn(
+                    f"{root}: the images are of several sizes, so all are stretched to {asked[0]} x {asked[1]} pixels; "
+                    "image_shape=(height, width) (--image-size HxW) sets another size"
+                )
+            elif min(height, width) > _LARGE:
+                warn(
+                    f"{root}: the images are used in their size, {height} x {width} pixels; image_shape=({SIDE}, {SIDE}) "
+                    f"(--image-size {SIDE}x{SIDE}) takes a fraction of the time, and may recognise no less"
+                )
         caps = replace(caps, resized=asked is not None)
-        first = headers[min(headers)]
-        height, width = asked[:2] if asked else (first.height, first.width)
+        height, width = asked[:2] if asked else (height, width)
         channels = asked[2] if asked and len(asked) == 3 else (3 if any(header.colour for header in headers.values()) else 1)
         bits = max(header.bits for header in headers.values())
         self._decoder = Decoder(height, width, channels, bits, asked is not None, asked is not None and len(asked) == 3, caps)
@@ -222,12 +232,12 @@ class FolderSource(ImageSource):
         return {name: value for name, value in facts.items() if name != "n_samples"}
 
 
-def common_shape(headers: Collection[Header]) -> tuple[int, int] | None:
-    """The (height, width) that files of these sizes are resized to by `image_shape="auto"`; None where most have one size."""
-    sizes = Counter((header.height, header.width) for header in headers)
-    if 4 * sizes.most_common(1)[0][1] >= 3 * sizes.total():
+def common_shape(sizes: Counter[tuple[int, int]]) -> tuple[int, int] | None:
+    """The (height, width) that files of these sizes are resized to by `image_shape="auto"`; None where they keep theirs."""
+    turned = any(height != width and (width, height) in sizes for height, width in sizes)
+    if 4 * sizes.most_common(1)[0][1] >= 3 * sizes.total() and not turned:
         return None
-    side = min(SIDE, int(np.median([min(header.height, header.width) for header in headers])))
+    side = min(SIDE, int(np.median([min(size) for size in sizes.elements()])))
     return side, side
 
 

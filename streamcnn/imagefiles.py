@@ -366,7 +366,7 @@ class Decoder:
         """The error of a file of (width, height) `size`."""
         side = min(SIDE, self.height, self.width, *size)
         return DataError(
-            f"{path}: is {size[1]} x {size[0]} pixels (height x width) where the first image is {self.height} x {self.width}; "
+            f"{path}: is {size[1]} x {size[0]} pixels (height x width) where the others are {self.height} x {self.width}; "
             f"image_shape=({side}, {side}), say, stretches every image to that (--image-size {side}x{side})"
         )
 

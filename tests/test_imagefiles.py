@@ -324,7 +324,7 @@ def test_odd_size_is_named(tmp_path, size):
     save(tmp_path / "b/2.png", np.zeros(size, np.uint8))
     source = open_images(tmp_path)
     side = min(6, *size)
-    message = rf"2\.png: is {size[0]} x {size[1]} pixels .* first image is 6 x 8; image_shape=\({side}, {side}\), say, stretches"
+    message = rf"2\.png: is {size[0]} x {size[1]} pixels .* others are 6 x 8; image_shape=\({side}, {side}\), say, stretches"
     with pytest.raises(DataError, match=message):
         read_all(source)
 
@@ -341,7 +341,8 @@ def varied(root, sizes):
     [
         ([(100, 120), (120, 100), (300, 200), (100, 120)], (96, 96)),  # half of one size, the others upright or larger
         ([(40, 60), (60, 40), (50, 50), (400, 300)], (45, 45)),  # of small ones the median of 40, 40, 50 and 300
-        ([(6, 8), (6, 8), (6, 8), (8, 6)], None),  # one odd among four
+        ([(300, 200)] * 9 + [(200, 300)], (96, 96)),  # of one size, but one upright
+        ([(6, 8), (6, 8), (6, 8), (6, 9)], None),  # one odd among four
         ([(6, 8)] * 4, None),
     ],
 )
@@ -368,9 +369,25 @@ def test_files_of_several_sizes_are_resized_automatically_and_one_odd_file_is_no
 
 def test_automatic_size_of_one_odd_file_is_the_error_of_always(tmp_path):
     """With "auto" one file of another size among equal ones is named, as it is without."""
-    varied(tmp_path, [(6, 8), (6, 8), (6, 8), (6, 8), (9, 9)])
-    with pytest.raises(DataError, match=r"4\.png: is 9 x 9 pixels"):
-        open_images(tmp_path, image_shape="auto").check()
+    for odd in (0, 4):  # of the first file, too, it is the others that say the size
+        sizes = [(6, 8)] * 5
+        sizes[odd] = (9, 9)
+        varied(tmp_path / str(odd), sizes)
+        with pytest.raises(DataError, match=rf"{odd}\.png: is 9 x 9 pixels \(height x width\) where the others are 6 x 8; "):
+            open_images(tmp_path / str(odd), image_shape="auto").check()
+
+
+def test_large_images_of_one_size_are_told_of_a_smaller_one(tmp_path):
+    """Images whose shorter side is above 192 pixels are used as they are, with a word on time; smaller ones, and a size given, are not."""
+    for name, size in (("large", (193, 200)), ("small", (192, 400))):
+        varied(tmp_path / name, [size] * 2)
+    with pytest.warns(UserWarning, match=r"used in their size, 193 x 200 pixels; image_shape=\(96, 96\) \(--image-size 96x96\) takes a fr"):
+        assert open_images(tmp_path / "large", image_shape="auto").image_shape == (193, 200, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_images(tmp_path / "small", image_shape="auto")
+        open_images(tmp_path / "large", image_shape=(193, 200))
+        open_images(tmp_path / "large")
 
 
 def test_automatic_size_is_for_files(digits):
