@@ -82,9 +82,9 @@ class Candidate:
     skipped: str | None = None
 
     @property
-    def rank(self) -> tuple[int, int, float]:
-        """The larger the better: by the sample, then by the images held out of it, then by the accuracy on these."""
-        return len(self.trials), *((self.trials[-1].n_held_out, self.trials[-1].accuracy) if self.trials else (0, 0.0))
+    def rank(self) -> tuple[int, float]:
+        """The larger the better: by the sample, then by the accuracy on it."""
+        return len(self.trials), self.trials[-1].accuracy if self.trials else 0.0
 
     def expected_seconds(self, n_images: int) -> float:
         """Of a fit of so many images: each stage of the last trial takes longer as its work grows."""

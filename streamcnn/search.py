@@ -46,8 +46,8 @@ SHARE = 0.5
 _SMALLEST, _LARGEST, _FACTOR = 1_000, 16_000, 4
 # of a class in a sample, as far as there are: with fewer none could be held out
 _LEAST = 5
-# fifths held out of the largest sample at most; that of each is by another seed, where no user's seed reaches
-_SPLITS, _NEXT_SPLIT = 5, 1 << 33
+# of the largest sample, each held out once where there is time
+_FIFTHS = 5
 
 
 def search_settings(
@@ -88,7 +88,7 @@ def search_settings(
     start, n, seed = time.perf_counter(), source.n_samples, candidates[0].settings.seed
     largest, trials = min(n, _LARGEST), _Trials(source, limit, progress, monitor, store_path)
     sizes = [size for size in (largest // _FACTOR**2, largest // _FACTOR) if size >= _SMALLEST] + [largest]
-    going = candidates
+    going, last_took = candidates, 0.0
     progress.say(HEAD)
     for number, size in enumerate(sizes):
         train, held = _samples(source, size, seed)
@@ -100,24 +100,25 @@ def search_settings(
             if time.perf_counter() < end:  # on a fresh machine compiling would leave no time to try
                 loading = _load_kernels(candidate.settings, train, limit, monitor)
                 start, end = start + loading, end + loading
-            # of one never tried: what the quickest took, which comes first
-            alike = [trial.seconds for other in candidates for trial in other.trials if trial.n_images == train.n_samples]
-            expected = candidate.expected_seconds(train.n_samples) if candidate.trials else min(alike, default=0.0)
+            # of one never tried: what the last one took, as they come in the order of what they cost
+            expected = candidate.expected_seconds(train.n_samples) if candidate.trials else last_took
             if time.perf_counter() + expected >= end and not is_first:
                 trials.skip(candidate, f"no time left to try it on {train.n_samples} images")
             elif (trial := trials.make(candidate, train, held)) is not None:
                 candidate.trials.append(trial)
+                last_took = trial.seconds
                 progress.say(line(candidate.rows()[-1]))
                 if (expected := candidate.expected_seconds(n)) > (1 - SHARE) * seconds:
                     trials.skip(candidate, f"a fit of all {n} images would take about {expected:.0f} s")
         going = [candidate for candidate in going if candidate.skipped is None]
         better = sorted(going, key=lambda c: c.rank, reverse=True)[: -(-len(going) // 2)]
         going = [candidate for candidate in going if any(candidate is other for other in better)]
-    for split in range(1, _SPLITS):
-        rivals = _within_luck(candidates, len(sizes))
+    rivals = [candidate for candidate in candidates if len(candidate.trials) == len(sizes)]
+    for fifth in range(1, _FIFTHS):
+        rivals = _within_luck(rivals)
         if len(rivals) < 2 or time.perf_counter() + sum(rival.trials[-1].seconds for rival in rivals) >= start + SHARE * seconds:
             break
-        train, held = _samples(source, largest, seed + split * _NEXT_SPLIT)
+        train, held = _samples(source, largest, seed, fifth)
         for candidate in rivals:
             if (trial := trials.make(candidate, train, held)) is not None:
                 candidate.trials[-1] = candidate.trials[-1].joined(trial)
@@ -134,10 +135,10 @@ def search_settings(
     return Search(chosen.settings, chosen.keywords, result)
 
 
-def _samples(source: ImageSource, size: int, seed: int) -> tuple[SubsetSource, SubsetSource]:
-    """Images to fit and images held out, of a sample of about `size`."""
+def _samples(source: ImageSource, size: int, seed: int, fifth: int = 0) -> tuple[SubsetSource, SubsetSource]:
+    """Images to fit and images held out, a fifth of a sample of about `size`."""
     n_classes = check_labels(source)
-    rows, held_out = stratified_sample(source.labels, n_classes, seed, size, least=_LEAST)  # type: ignore[arg-type]
+    rows, held_out = stratified_sample(source.labels, n_classes, seed, size, least=_LEAST, fifth=fifth)  # type: ignore[arg-type]
     train, held = SubsetSource(source, rows[~held_out]), SubsetSource(source, rows[held_out])
     if train.classes_ is None or len(train.classes_) < 2:
         raise DataError(
@@ -146,12 +147,11 @@ def _samples(source: ImageSource, size: int, seed: int) -> tuple[SubsetSource, S
     return train, held
 
 
-def _within_luck(candidates: list[Candidate], n_trials: int) -> list[Candidate]:
-    """Of those with so many trials and the most images held out, the ones that the best is ahead of by no more than luck may be."""
-    left = [candidate for candidate in candidates if len(candidate.trials) == n_trials and candidate.skipped is None]
-    _, n_held_out, best = max((candidate.rank for candidate in left), default=(0, 1, 0.0))
-    reach = n_trials, n_held_out, best - luck_of(best, n_held_out)
-    return [candidate for candidate in left if candidate.rank >= reach]
+def _within_luck(candidates: list[Candidate]) -> list[Candidate]:
+    """Those that fit, and that the best of them is ahead of by no more than luck may be."""
+    left = [candidate for candidate in candidates if candidate.skipped is None]
+    best = max((candidate.trials[-1] for candidate in left), key=lambda trial: trial.accuracy, default=None)
+    return [c for c in left if best is not None and c.trials[-1].accuracy >= best.accuracy - luck_of(best.accuracy, best.n_held_out)]
 
 
 @dataclass

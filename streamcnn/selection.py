@@ -36,7 +36,7 @@ def sample_rows(kernel: str, n_features: int) -> int:
 
 
 def stratified_sample(
-    codes: np.ndarray, n_classes: int, seed: int, limit: int, weights: np.ndarray | None = None, least: int = 0
+    codes: np.ndarray, n_classes: int, seed: int, limit: int, weights: np.ndarray | None = None, least: int = 0, fifth: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """About `limit` row numbers with each class's share, a fifth of each class held out, one row at least; by hash of seed and row number.
 
@@ -48,6 +48,8 @@ def stratified_sample(
         Rows of weight 0 are none.
     least : int
         Rows of a class, as far as it has them, even where its share is smaller: so many more than `limit` for each class at most.
+    fifth : int
+        Which is held out, from 0 to 4; no two have a row in common.
 
     Returns
     -------
@@ -76,7 +78,7 @@ def stratified_sample(
     of_class = codes[rows]
     rank = np.arange(len(rows)) - np.searchsorted(of_class, np.arange(n_classes))[of_class]
     kept = rank < take[of_class]
-    held_out = rank[kept] < np.maximum(take[of_class[kept]] // 5, 1)
+    held_out = rank[kept] // np.maximum(take[of_class[kept]] // 5, 1) == fifth
     order = np.argsort(rows[kept])
     return rows[kept][order], held_out[order]
 

@@ -16,6 +16,7 @@ from streamcnn.layers import layer_to_dict
 from streamcnn.memory import MemoryMonitor
 from streamcnn.presets import resolve_settings
 from streamcnn.progress import Progress
+from streamcnn.selection import stratified_sample
 from streamcnn.subset import SubsetSource
 
 SMALL = (("fast", {"n_filters": 1, "kernel_size": 8}, {}), ("fast", {"n_filters": 8}, {}), ("lee2017", {}, {}))
@@ -379,3 +380,14 @@ def test_fit_searches_once(digits, tmp_path, monkeypatch):
     assert report["search"]["seconds"] > 0
     assert report["peak_rss_bytes"] <= report["planned_peak_bytes"] <= 1 << 30
     assert result(run(*fit[:-2]))["search"] is None
+
+
+def test_the_fifths_held_out_have_no_image_in_common():
+    """The five fifths of one sample are disjoint, of each class equally many, and of a class of two images only two of them have one."""
+    codes = np.repeat([0, 1, 2], [500, 100, 2])
+    parts = [stratified_sample(codes, 3, 7, 300, least=5, fifth=fifth) for fifth in range(5)]
+    rows = parts[0][0]
+    assert all((of == rows).all() for of, _ in parts)
+    held = np.sum([held_out for _, held_out in parts], axis=0)
+    assert held.max() == 1
+    assert [np.bincount(codes[rows[held_out]], minlength=3).tolist() for _, held_out in parts] == [[49, 9, i < 2] for i in range(5)]
