@@ -27,6 +27,9 @@ _MODULES = dict.fromkeys(("verify", "info", "report"), "upkeep") | dict.fromkeys
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this, or a Windows program without a console
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     parsed = parse(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error: a name that it has no letters for must not end a run
         sys.stdout.reconfigure(errors="backslashreplace")

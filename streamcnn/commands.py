@@ -26,7 +26,7 @@ from streamcnn.commandparts import (
 from streamcnn.evaluate import evaluate as evaluate_model
 from streamcnn.files import check_output_file, replacing
 from streamcnn.fitting import fit_model
-from streamcnn.images import ImageSource, warn_of_rows
+from streamcnn.images import ImageSource, check_alike, warn_of_rows
 from streamcnn.kernels import resolve_device
 from streamcnn.memory import MemoryMonitor, resolve_limit
 from streamcnn.model import Model, plan_decisions
@@ -66,6 +66,8 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
     with MemoryMonitor(limit) as monitor, open_data(args, args.data, True, "auto", store) as source:
         _say_data(source)
         test = open_data(args, args.test, True, source.reading_shape) if args.test else None
+        if test is not None:  # not after hours of training
+            check_alike(test, source.image_shape, source.dtype.name)
         found = None
         if seconds is not None:
             found = _search(args, source, limit, seconds, store, monitor)

@@ -131,6 +131,25 @@ def check_several(X: Any, image_shape: tuple[int, int, int]) -> None:
         raise DataError(f"images must have an axis of images before the others, got one image of shape {shape}: give X[np.newaxis]")
 
 
+def check_alike(source: ImageSource, image_shape: tuple[int, int, int], pixels: str) -> None:
+    """Refuse images of another shape, or another dtype of pixels, than those trained on.
+
+    Raises
+    ------
+    DataError
+    """
+    if tuple(source.image_shape) != image_shape:
+        shapes = [" x ".join(map(str, shape)) for shape in (image_shape, source.image_shape)]
+        size = image_shape[: 2 if source.image_shape[2] == image_shape[2] else 3]
+        raise DataError(
+            f"images must be {shapes[0]} (height x width x channels) as in training, got {shapes[1]}; image files are brought to that "
+            f"by image_shape={size} (--image-size {'x'.join(map(str, size))})"
+        )
+    if source.dtype.name != pixels:
+        raise DataError(f"pixels must be {pixels} as in training, got {source.dtype.name}: convert the images the same way")
+    source.check()
+
+
 def warn_of_rows(source: ImageSource) -> None:
     """Say that rows as long as square images, grey or in colour, are taken as one line of pixels, unless an `image_shape` was given."""
     height, width, channels = source.image_shape

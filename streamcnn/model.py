@@ -12,7 +12,7 @@ from streamcnn.decisions import to_codes
 from streamcnn.drawing import facts_html
 from streamcnn.errors import DataError, ModelError, warn
 from streamcnn.features import FeatureExtractor
-from streamcnn.images import ImageSource, check_several, open_images
+from streamcnn.images import ImageSource, check_alike, check_several, open_images
 from streamcnn.kernels import get_kernels
 from streamcnn.labels import text_array
 from streamcnn.memory import MemoryMonitor, parse_bytes, resolve_limit
@@ -60,18 +60,7 @@ class Model:
 
     def check_source(self, source: ImageSource) -> None:
         """Refuse images of another shape or kind than trained on."""
-        if tuple(source.image_shape) != self.image_shape:
-            shapes = [" x ".join(map(str, shape)) for shape in (self.image_shape, source.image_shape)]
-            size = self.image_shape[: 2 if source.image_shape[2] == self.image_shape[2] else 3]
-            raise DataError(
-                f"images must be {shapes[0]} (height x width x channels) as in training, got {shapes[1]}; image files are brought to that "
-                f"by image_shape={size} (--image-size {'x'.join(map(str, size))})"
-            )
-        if source.dtype.name != self.header["pixels"]:
-            raise DataError(
-                f"pixels must be {self.header['pixels']} as in training, got {source.dtype.name}: convert the images the same way"
-            )
-        source.check()
+        check_alike(source, self.image_shape, self.header["pixels"])
 
     def decisions(
         self,

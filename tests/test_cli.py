@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,31 @@ def test_photos_of_several_sizes_need_no_parameter(digits, tmp_path):
 def named(tree):
     """Paths of the images of a tree in the order they are read."""
     return sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "names", "text"),
+    [
+        ((7, 9), np.uint8, [0, 1], "images must be 8 x 8 x 1 .* got 7 x 9 x 1"),
+        ((8, 8), np.float32, [0, 1], "pixels must be uint8 as in training, got float32"),
+    ],
+)
+def test_test_images_that_cannot_be_tested_on_are_refused_before_training(digits, tmp_path, shape, dtype, names, text):
+    """fit --test: images of another size or kind, or of no known class, are one line, before a stage runs or a file is written."""
+    np.savez(tmp_path / "d.npz", images=digits[0][:60], labels=digits[1][:60] % 2)
+    np.savez(tmp_path / "t.npz", images=np.zeros((4, *shape), dtype), labels=np.resize(names, 4))
+    done = run("fit", tmp_path / "d.npz", "--test", tmp_path / "t.npz", "--model", tmp_path / "m.h5", *FIT, code=1)
+    assert re.search(text, done.stderr) and "filters" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.npz", "t.npz"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the shell's way to close a file is POSIX's")
+def test_a_closed_standard_output_is_as_if_nobody_looked(trained):
+    """Commands whose standard output is closed end as well as without."""
+    folder, _, _ = trained
+    command = f"exec {shlex.quote(sys.executable)} -m streamcnn info {shlex.quote(str(folder / 'm.h5'))} >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_was_chosen_is_said(trained, tmp_path):
