@@ -161,18 +161,20 @@ class Run:
 
     def _say_dropped(self, fingerprint: str) -> None:
         """Say which work in the store is of other data or parameters, and so is about to be dropped: it may have cost hours."""
-        stale = [entry for entry in self.store.entries if entry["digest"] != self.digests.get(_stage_of(entry), entry["digest"])]
+        left_out = ("extract",) * (not self.plan.keep_features) + ("pca", "project") * (not self.plan.pca_solver)
+        stages = [name for name in self.digests if name not in left_out]
+        stale = [e for e in self.store.entries if _stage_of(e) in stages and e["digest"] != self.digests[_stage_of(e)]]
         if not stale:
             return
-        now = json.loads(json.dumps(self.settings.describe()))
-        before = self.store.config.get("parameters", now)
-        others = [name for name in now | before if name != "keep_features" and before.get(name) != now.get(name)]
-        if self.store.config.get("fingerprint") != fingerprint:
-            others.insert(0, "data")
-        why = f"with other {', '.join(others)}" if others else "by other versions of streamcnn or its libraries"
-        stages = ", ".join(name for name in self.digests if any(_stage_of(entry) == name for entry in stale))
+        config, now = self.store.config, json.loads(json.dumps(self.settings.describe()))
+        before = config.get("parameters", now)
+        changed = [name for name in now | before if name != "keep_features" and before.get(name) != now.get(name)]
+        changed += ["data"] * (config.get("fingerprint") != fingerprint) + ["versions"] * (config.get("versions") != library_versions())
+        # of the store's last fit: where that was stopped early, what is dropped may be older
+        since = f" (changed since its last fit: {', '.join(changed)})" if changed else ""
+        names = ", ".join(name for name in stages if any(_stage_of(entry) == name for entry in stale))
         shards = f" ({counted(n, 'shards')})" if (n := sum("kind" in entry for entry in stale)) else ""
-        self.progress.say(f"{self.store.path} has {stages}{shards}, made {why}: dropped, and done again")
+        self.progress.say(f"{self.store.path} has {names}{shards} of other data or parameters{since}: dropped, and done again")
 
     def _filters(self) -> Network:
         network = Network(self.plan.geometry, self.settings.preprocess, mirror=self.settings.mirror)

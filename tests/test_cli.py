@@ -366,9 +366,12 @@ def test_work_that_is_dropped_is_said(trained, tmp_path):
     folder, _, _ = trained
     fit = ["fit", folder / "train", "--model", tmp_path / "m.h5", "--store", tmp_path / "s", "--seed", "3"]
     run(*fit, "--kernel", "linear", "--C", "1")
-    assert f"{tmp_path / 's'} has svm, made with other C: dropped" in run(*fit, "--kernel", "linear", "--C", "2").stderr
-    said = run(*fit, "--kernel", "linear", "--C", "2", "--preset", "lee2017", "--image-size", "28x28").stderr
-    assert f"{tmp_path / 's'} has filters, extract, pca, project, svm (2 shards), made with other data, preset" in said
+    other = "of other data or parameters (changed since its last fit:"
+    assert f"{tmp_path / 's'} has svm {other} C): dropped" in run(*fit, "--kernel", "linear", "--C", "2").stderr
+    said = run(*fit, "--kernel", "linear", "--C", "2", "--n-components", "none").stderr
+    assert f"{tmp_path / 's'} has svm {other} n_components): dropped" in said  # the stages it leaves out stay
+    said = run(*fit, "--kernel", "linear", "--C", "2", "--n-components", "9", "--image-size", "9x9").stderr
+    assert f"{tmp_path / 's'} has filters, extract, pca, project, svm (2 shards) {other} n_components, data): dropped" in said
 
 
 def test_other_things_than_a_model_or_a_store_are_named(trained, tmp_path):
