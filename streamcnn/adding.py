@@ -182,7 +182,7 @@ class _Addition:
         header = self.model.header | {"n_train": len(self.labels), "kernel": self.plan.kernel, "digest": self.digest}
         model = Model(self.model.network, self.model.pca, svm, self.classes, header | {"versions": library_versions()})
         with self.monitor.stage("save", self.plan.planned("save")):
-            model.save(self.store.path / "model.h5")
+            model.write(self.store.path / "model.h5")
         name = f"added-{len(self.calls):05d}"
         self.store.finish(name, self.digest, rows=self.source.n_samples, new_classes=self.new_classes)
         self.store.drop_checkpoints()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from streamcnn.errors import FileError, StoreError
+from streamcnn.files import begins_as
 from streamcnn.images import ImageSource, open_images
 from streamcnn.memory import MemoryMonitor, format_bytes, resolve_limit
 from streamcnn.model import Model, load_model
@@ -16,7 +17,7 @@ from streamcnn.presets import Settings, resolve_settings
 from streamcnn.progress import counted
 from streamcnn.store import FeatureStore
 from streamcnn.threads import resolve_n_jobs
-from streamcnn.untrusted import check_regular, first_line
+from streamcnn.untrusted import check_regular
 
 # of a damaged model too, which is refused as such when it is read
 _MODEL_SUFFIXES = ("", ".h5", ".hdf5")
@@ -73,11 +74,7 @@ def check_store(path: Path) -> None:
 
 def _begins_as_hdf5(path: Path) -> bool:
     check_regular(path)
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"\x89HDF"
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({first_line(error)})") from None
+    return begins_as(path, "HDF5 file")
 
 
 def parameters_of(args: argparse.Namespace) -> dict[str, Any]:

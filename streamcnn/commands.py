@@ -60,7 +60,7 @@ def _say_data(source: ImageSource) -> None:
 def fit(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn fit DATA --model M.h5`."""
     settings, limit, model_path = settings_of(args), resolve_limit(args.memory_limit), Path(args.model)
-    check_output_file(model_path, "--model", args.data, args.test or args.data)
+    check_output_file(model_path, "--model", "HDF5 file", args.data, args.test or args.data)
     store = Path(args.store) if args.store else model_path.with_name(model_path.name + ".store")
     seconds = None if args.search is None else parse_seconds(args.search)
     with MemoryMonitor(limit) as monitor, open_data(args, args.data, True, "auto", store) as source:
@@ -204,7 +204,7 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
     limit, n_jobs = resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
     output = None if args.output is None else Path(args.output)
     if output is not None:
-        check_output_file(output, "--output", args.data, args.model)
+        check_output_file(output, "--output", "CSV of predict", args.data, args.model)
     start = time.perf_counter()
     with MemoryMonitor(limit) as monitor:
         model = open_model(Path(args.model), limit)

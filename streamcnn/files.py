@@ -14,6 +14,8 @@ from streamcnn.errors import FileError, StoreError, StreamCNNError
 from streamcnn.faults import step
 
 TEMPORARY_SUFFIX = ".tmp"
+# how each kind of output begins, in small letters
+BEGINNINGS = {"HDF5 file": b"\x89hdf", "CSV of predict": b"index,path,", "HTML page": b"<!doctype html"}
 
 
 def fsync_file(path: Path) -> None:
@@ -111,8 +113,9 @@ def _way_out(number: int | None) -> str:
     return "make room on the disk, or choose another"
 
 
-def check_output_file(path: Path, what: str, *inputs: str | Path) -> None:
-    """Refuse a path that cannot become a file, or is one of the `inputs`, before any work is spent on it."""
+def check_output_file(path: Path, what: str, kind: str, *inputs: str | Path) -> None:
+    """Refuse a path that cannot become a file, is one of the `inputs` or holds what is not of its `kind` of `BEGINNINGS`, before any
+    work is spent on it."""
     for other in inputs:
         if path.exists() and Path(other).exists() and path.samefile(other):
             raise FileError(f"{what} must not be {other}, which is read: give another file name")
@@ -122,6 +125,23 @@ def check_output_file(path: Path, what: str, *inputs: str | Path) -> None:
         raise FileError(f"{what} cannot be written: folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK):
         raise FileError(f"{what} cannot be written: folder {path.parent} is read-only; choose another")
+    check_replaceable(path, what, kind)
+
+
+def check_replaceable(path: Path, what: str, kind: str) -> None:
+    """Refuse to replace a file that is neither empty nor of that `kind` of `BEGINNINGS`: it may be a photo."""
+    if path.is_file() and path.stat().st_size and not begins_as(path, kind):
+        raise FileError(f"{what} must not be {path}, which is no {kind} and so is not replaced: give another file name, or remove it")
+
+
+def begins_as(path: Path, kind: str) -> bool:
+    """Whether the file begins as that `kind` of `BEGINNINGS` does."""
+    beginning = BEGINNINGS[kind]
+    try:
+        with path.open("rb") as file:
+            return file.read(len(beginning)).lower() == beginning
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def is_memory_disk(folder: Path) -> bool:

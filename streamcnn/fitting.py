@@ -92,7 +92,7 @@ def fit_model(
             model = Model(*parts, run.classes, header)
             if not temporary:
                 with monitor.stage("save", plan.planned("save")):
-                    model.save(store.path / "model.h5")
+                    model.write(store.path / "model.h5")
                 run.report.store_bytes = store.nbytes
         done = True
         return model, run.report

@@ -12,6 +12,7 @@ from streamcnn.decisions import to_codes
 from streamcnn.drawing import facts_html
 from streamcnn.errors import DataError, ModelError, warn
 from streamcnn.features import FeatureExtractor
+from streamcnn.files import check_replaceable
 from streamcnn.images import ImageSource, check_alike, check_several, open_images
 from streamcnn.kernels import get_kernels
 from streamcnn.labels import text_array
@@ -310,14 +311,25 @@ class Model:
         return {f"{part}.{name}": np.asarray(a) for part, arrays in parts.items() for name, a in arrays.items()}
 
     def save(self, path: str | Path) -> None:
-        """Write the model as one file, complete or not at all."""
+        """Write the model as one file, complete or not at all; a file that is there is replaced only if it is an HDF5 file or empty.
+
+        Raises
+        ------
+        FileError
+            When there is another kind of file, or the system refuses to write.
+        """
+        check_replaceable(Path(path), "path", "HDF5 file")
+        self.write(Path(path))
+
+    def write(self, path: Path) -> None:
+        """`save` in a store, whose own file may be damaged."""
         header = self.header | {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "classes": self.classes_.tolist(),
             "network": self.network.describe(),
         }
-        save_arrays(Path(path), self.to_arrays(), header)
+        save_arrays(path, self.to_arrays(), header)
 
 
 def load_model(path: str | Path, memory_limit: int | str | None = None) -> Model:

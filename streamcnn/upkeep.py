@@ -67,7 +67,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     path, limit, n_jobs = Path(args.store), resolve_limit(args.memory_limit), resolve_n_jobs(args.threads)
     output = Path(f"{path.resolve()}.html") if args.output is None else Path(args.output)
-    check_output_file(output, "--output")
+    check_output_file(output, "--output", "HTML page")
     store, tested = FeatureStore(path), None
     plan = _plan_reading(limit, reading_claims(store), "report")
     with MemoryMonitor(limit) as monitor:

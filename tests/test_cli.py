@@ -461,6 +461,8 @@ def test_plan_runs_nothing_and_shows_the_table(trained):
         (["predict", "{model}", "{uneven}"], "1.png: is 6 x 8 pixels (height x width) where the others are 8 x 8"),
         (["predict", "{model}", "{nan}", "--output", "{nan}"], "nan.npz, which is read: give another file name"),
         (["fit", "{nan}", "--model", "{nan}"], "nan.npz, which is read: give another file name"),
+        (["fit", "{train}", "--model", "{cut}/a/0.png"], "--model must not be {cut}/a/0.png, which is no HDF5 file and so is not replaced"),
+        (["predict", "{model}", "{train}", "--output", "{nan}"], "which is no CSV of predict and so is not replaced: give another"),
         (["verify", "{none}"], "no such file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -494,7 +496,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(trained, tmp_path, argum
     done = run(*[argument.format(**places) for argument in arguments], code=1)
     lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("streamcnn: ")]
     assert len(lines) == 1
-    assert text in lines[0]
+    assert text.format(**places) in lines[0]
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -41,6 +41,19 @@ def test_unknown_classes_are_said_once_and_count_as_wrong(known, digits):
         model.score(images[~unknown], labels[~unknown])
 
 
+def test_save_replaces_models_only(known, tmp_path):
+    """A photo or a text stays what it is, with an error that says so; a model and an empty file are replaced."""
+    photo, there = tmp_path / "5.jpg", tmp_path / "m.h5"
+    photo.write_bytes(b"\xff\xd8\xff\xe0 a photo")
+    with pytest.raises(OSError, match="path must not be .*5.jpg, which is no HDF5 file and so is not replaced: give another file name"):
+        known[0].save(photo)
+    assert photo.read_bytes() == b"\xff\xd8\xff\xe0 a photo"
+    there.touch()
+    for _ in range(2):
+        known[1].save(there)
+        load_model(there)
+
+
 def test_a_loaded_model_convolves_where_it_is_told(known, digits, monkeypatch):
     """`device` of each method is the one whose kernels are taken; a device that was planned for does not stand for another."""
     _, model = known

@@ -411,6 +411,7 @@ def test_bad_input_is_one_line(made, tmp_path):
     for arguments, text in (
         ([tmp_path / "none"], "no such folder"),
         ([folder / "store", "--output", tmp_path / "none" / "r.html"], "does not exist; create it first"),
+        ([folder / "store", "--output", tmp_path / "wide.npz"], "which is no HTML page and so is not replaced"),
         ([folder / "store", "--memory-limit", "10MiB"], "stage report needs"),
         ([folder / "store", "--test", tmp_path / "wide.npz"], "images must be 8 x 8 x 1"),
         ([folder / "store", "--test", tmp_path / "unknown.npz"], "no class of these images is one the model knows"),

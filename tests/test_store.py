@@ -266,9 +266,26 @@ def test_replacing_keeps_the_old_file_when_the_block_fails(tmp_path):
 def test_output_files_are_checked_before_any_work(tmp_path):
     """A folder, or a file in a folder that does not exist, is refused with the path."""
     with pytest.raises(OSError, match="is a folder: give a file name"):
-        check_output_file(tmp_path, "--model")
+        check_output_file(tmp_path, "--model", "HDF5 file")
     with pytest.raises(OSError, match="does not exist; create it first"):
-        check_output_file(tmp_path / "a/b.h5", "--model")
+        check_output_file(tmp_path / "a/b.h5", "--model", "HDF5 file")
+
+
+def test_output_files_replace_only_their_kind(tmp_path):
+    """A file that is there is replaced only if it is empty or begins as the output will, and is named otherwise."""
+    path = tmp_path / "there"
+    kinds = {b"\x89HDF\r\n": "HDF5 file", b"index,path,label,score": "CSV of predict", b"<!doctype HTML>": "HTML page"}
+    for content in (*kinds, b"\xff\xd8\xff\xe0 a photo", b"P5 8 8 255 ", b"my thesis"):
+        path.write_bytes(content)
+        for kind in kinds.values():
+            if kinds.get(content) == kind:
+                check_output_file(path, "--output", kind)
+                continue
+            with pytest.raises(OSError, match=f"there, which is no {kind} and so is not replaced: give another file name, or remove it"):
+                check_output_file(path, "--output", kind)
+    path.write_bytes(b"")
+    for kind in kinds.values():
+        check_output_file(path, "--output", kind)
 
 
 def test_scratch_folder_obeys_the_environment(tmp_path, monkeypatch):
