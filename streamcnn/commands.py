@@ -25,7 +25,7 @@ from streamcnn.commandparts import (
 )
 from streamcnn.evaluate import evaluate as evaluate_model
 from streamcnn.files import check_output_file, replacing
-from streamcnn.fitting import fit_model
+from streamcnn.fitting import finished_model, fit_model
 from streamcnn.images import ImageSource, check_alike, warn_of_rows
 from streamcnn.kernels import resolve_device
 from streamcnn.memory import MemoryMonitor, resolve_limit
@@ -108,10 +108,14 @@ def run_fit(
 ) -> tuple[dict[str, Any], Model]:
     start = time.perf_counter()
     progress = Progress(1, monitor)
-    model, report = fit_model(
-        source, settings, store, limit, progress, monitor, getattr(args, "resume", False), test, getattr(args, "verify_data", False)
-    )
-    if model_path is not None:
+    resume, verify_data = getattr(args, "resume", False), getattr(args, "verify_data", False)
+    known = None
+    if resume and not verify_data and model_path is not None and model_path.is_file() and not (store and (store / "config.json").exists()):
+        known = finished_model(model_path, source, settings, limit, test)
+    if known is not None:
+        progress.say(f"{model_path} is finished: made of the same data and parameters")
+    model, report = known or fit_model(source, settings, store, limit, progress, monitor, resume, test, verify_data)
+    if known is None and model_path is not None:
         model.save(model_path)
     seconds = time.perf_counter() - start
     measured: dict[str, Any] = {}

@@ -4,13 +4,13 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
-from streamcnn.digests import library_versions
-from streamcnn.errors import Interrupted, ParameterError
+from streamcnn.digests import library_versions, stage_digests
+from streamcnn.errors import FileError, Interrupted, ParameterError
 from streamcnn.files import scratch_folder
 from streamcnn.images import ImageSource
 from streamcnn.kernels import resolve_device
 from streamcnn.memory import MemoryMonitor
-from streamcnn.model import Model
+from streamcnn.model import Model, load_model
 from streamcnn.pipeline import Report, Run
 from streamcnn.plan import make_plan
 from streamcnn.presets import Settings
@@ -110,6 +110,19 @@ def fit_model(
         store.close()
         if temporary:
             store.delete()
+
+
+def finished_model(
+    path: Path, source: ImageSource, settings: Settings, limit: int, test: ImageSource | None
+) -> tuple[Model, Report] | None:
+    """The model at `path` if a fit of these images with these settings would make the same one, else None; as `fit_model`."""
+    settings = replace(settings, device=resolve_device(settings.device))
+    plan = make_plan(source, settings, limit, None, test)
+    with contextlib.suppress(FileError):  # no model, or a damaged one
+        model = load_model(path, limit)
+        if model.header.get("digest") == stage_digests(source.fingerprint(), settings, plan, source.n_samples)["svm"]:
+            return model, Report(plan, resumed=True)
+    return None
 
 
 def interrupted(what: str, kept: Path | None, temporary: bool = False) -> Interrupted:

@@ -261,6 +261,27 @@ def test_store_is_kept_verified_described_and_reused(trained, tmp_path):
     assert "features/00000.h5" in run("verify", tmp_path / "s", code=1).stderr
 
 
+def test_resume_leaves_a_finished_model_as_it_is(trained, tmp_path):
+    """With neither a store nor anything to do --resume says so, tests the model if asked, and writes nothing; with other parameters it fits."""
+    folder, first, _ = trained
+    model = tmp_path / "m.h5"
+    shutil.copy(folder / "m.h5", model)
+    before = model.stat()
+    fit = ["fit", folder / "train", "--model", model, *FIT, "--resume", "--json"]
+    for more, accuracy in (([], None), (["--test", folder / "test"], first["accuracy"])):
+        done = run(*fit, *more)
+        assert "m.h5 is finished: made of the same data and parameters" in done.stderr
+        again = result(done)
+        assert set(RESULT_KEYS) <= set(again)
+        assert (again["resumed"], again["accuracy"], again["svm"]) == (True, accuracy, first["svm"])
+        assert list(again["stage_seconds"]) == (["evaluate"] if more else [])
+        assert (model.stat().st_mtime_ns, model.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    other = result(run(*fit, "--C", "3"))
+    assert "svm" in other["stage_seconds"]
+    assert load_model(model).svm.C_ == 3
+    assert list(tmp_path.iterdir()) == [model]
+
+
 def test_verify_and_info_keep_the_limit(trained):
     """A limit below what the process holds is refused with the table; one that fits is reported with planned and measured peak."""
     folder, _, _ = trained
