@@ -10,6 +10,7 @@ import numpy as np
 from streamcnn.errors import FileError, StoreError
 from streamcnn.files import begins_as
 from streamcnn.images import ImageSource, open_images
+from streamcnn.labels import unknown_note
 from streamcnn.memory import MemoryMonitor, format_bytes, resolve_limit
 from streamcnn.model import Model, load_model
 from streamcnn.planning import MemoryPlan
@@ -148,6 +149,8 @@ def svm_line(svm: dict[str, Any]) -> str:
 def tell_result(args: argparse.Namespace, result: dict[str, Any]) -> None:
     if result["accuracy"] is not None and not isinstance(result["accuracy"], dict):
         tell(args, f"accuracy        {100 * result['accuracy']:.2f} % on {counted(result['n_test'], 'images')}")
+    if unknown := result.get("unknown_classes"):
+        tell(args, f"  {unknown_note(unknown, result['n_test'])}")
     if (svm := result.get("svm")) is not None:
         tell(args, f"SVM             {svm_line(svm)}")
     if result["seconds"] is not None:

@@ -194,10 +194,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         model=args.model,
     )
     tell_result(args, result)
-    if result["unknown"]:
-        tell(
-            args, f"  {result['unknown']:,} of {result['n_test']:,} images are of classes that the model does not know, and count as wrong"
-        )
     for name, recall in result["recall"].items():
         tell(args, f"  recall {name:<20} {'no images' if recall is None else f'{100 * recall:.2f} %'}")
     return result

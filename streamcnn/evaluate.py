@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from streamcnn.images import ImageSource
+from streamcnn.labels import unknown_classes
 from streamcnn.memory import MemoryMonitor
 from streamcnn.model import Model, plan_decisions
 from streamcnn.planning import MemoryPlan, added
@@ -33,7 +34,7 @@ def evaluate(
     dict
         `accuracy` (fraction; images of unknown classes count as wrong), `n_test`, `recall` (class -> fraction, None without
         images), `classes`, `confusion` (n_classes, n_classes) counts with true classes as rows, `unknown` images whose class the
-        model does not know.
+        model does not know, `unknown_classes` (class -> number of them).
     """
     truth = model.codes_of(source)
     n = len(model.classes_)
@@ -45,13 +46,16 @@ def evaluate(
             look(start, decisions, true)
     per_class = confusion.sum(axis=1)
     hits = np.diag(confusion)
+    assert source.labels is not None and source.classes_ is not None
+    unknown = unknown_classes(source.labels, source.classes_, truth)
     return {
         "accuracy": float(hits.sum() / len(truth)),
         "n_test": len(truth),
         "recall": {str(c): (float(h / m) if m else None) for c, h, m in zip(model.classes_.tolist(), hits, per_class)},
         "classes": model.classes_.tolist(),
         "confusion": confusion.tolist(),
-        "unknown": int((truth < 0).sum()),
+        "unknown": sum(unknown.values()),
+        "unknown_classes": unknown,
     }
 
 

@@ -153,6 +153,25 @@ def encode_pieces(pieces: Iterable, n_samples: int, source: str = "labels") -> t
     return codes, classes[order]
 
 
+def unknown_classes(labels: np.ndarray, classes: np.ndarray, known: np.ndarray) -> dict[str, int]:
+    """Class -> number of images, of those whose code in `known` (n_samples,) is negative."""
+    counts = np.zeros(len(classes), np.int64)
+    for start in range(0, len(labels), _PIECE):
+        piece = slice(start, start + _PIECE)
+        counts += np.bincount(labels[piece][known[piece] < 0], minlength=len(classes))
+    return {str(name): count for name, count in zip(classes.tolist(), counts.tolist()) if count}
+
+
+def unknown_note(unknown: dict[str, int], n_samples: int) -> str:
+    """What is said of `unknown_classes`, the largest by name."""
+    largest = sorted(unknown.items(), key=lambda item: -item[1])
+    some = ", ".join(f"{name} {count:,}" for name, count in largest[:5]) + (", ..." if len(largest) > 5 else "")
+    return (
+        f"{sum(unknown.values()):,} of {n_samples:,} images are of classes that the model does not know ({some}), and count as wrong: "
+        "leave them out, or train it with them too"
+    )
+
+
 def labels_digest(codes: np.ndarray, classes: np.ndarray) -> str:
     """Hex SHA-256 of the labels, the same on every machine."""
     digest = hashlib.sha256(json.dumps(classes.tolist()).encode())

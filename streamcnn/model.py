@@ -15,7 +15,7 @@ from streamcnn.features import FeatureExtractor
 from streamcnn.files import check_replaceable
 from streamcnn.images import ImageSource, check_alike, check_several, open_images
 from streamcnn.kernels import get_kernels
-from streamcnn.labels import text_array
+from streamcnn.labels import text_array, unknown_classes, unknown_note
 from streamcnn.memory import MemoryMonitor, parse_bytes, resolve_limit
 from streamcnn.network import Network
 from streamcnn.pca import StreamingPCA
@@ -142,14 +142,9 @@ class Model:
     def codes_to_score(self, source: ImageSource) -> np.ndarray:
         """`codes_of`, with a warning of what no prediction can be right about."""
         codes = self.codes_of(source)
-        if unknown := int((codes < 0).sum()):
-            assert source.labels is not None and source.classes_ is not None
-            names = source.classes_[np.unique(source.labels[codes < 0])].tolist()
-            some = ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
-            warn(
-                f"{unknown:,} of {len(codes):,} images are of classes that the model does not know ({some}), and count as wrong: leave "
-                f"them out, or train it with them too"
-            )
+        assert source.labels is not None and source.classes_ is not None
+        if unknown := unknown_classes(source.labels, source.classes_, codes):
+            warn(unknown_note(unknown, len(codes)))
         return codes
 
     def collect(

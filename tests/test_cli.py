@@ -176,7 +176,8 @@ def test_images_of_unknown_classes_are_counted_aloud(trained, tmp_path, digits):
     shutil.copytree(folder / "test", tmp_path / "t")
     (tmp_path / "t" / "eleven").mkdir()
     Image.fromarray(digits[0][0, :, :, 0]).save(tmp_path / "t" / "eleven" / "1.png")
-    assert "1 of 201 images are of classes that the model does not know" in run("evaluate", folder / "m.h5", tmp_path / "t").stdout
+    line = "1 of 201 images are of classes that the model does not know (eleven 1), and count as wrong"
+    assert line in run("evaluate", folder / "m.h5", tmp_path / "t").stdout
 
 
 def test_predict_runs_on_the_device_asked_for(trained, tmp_path, monkeypatch):
