@@ -28,6 +28,7 @@ from streamcnn.plan import plan_adding
 from streamcnn.progress import CountedRows, Progress, interruptible
 from streamcnn.runrecord import record_run
 from streamcnn.shards import shard_rows
+from streamcnn.sources import no_labels
 from streamcnn.stages import Shapes
 from streamcnn.store import FeatureStore
 from streamcnn.svm import StreamingSVC
@@ -141,7 +142,7 @@ class _Addition:
     def _merge_classes(self) -> None:
         """`classes`, sorted, and `stored`, labels in the order of the store's codes, which only grows at its end."""
         if self.source.classes_ is None:
-            raise DataError("labels are missing: give a folder with one subfolder per class, a file with labels, or the labels argument")
+            raise no_labels(self.source, "give a folder with one subfolder per class, a file with labels, or the labels argument")
         old, new = self.model.classes_, self.source.classes_
         dtype = np.promote_types(old.dtype, new.dtype)
         if (old.dtype.kind == "U") != (new.dtype.kind == "U") or dtype.kind == "f":

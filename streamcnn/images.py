@@ -15,7 +15,7 @@ from streamcnn.h5images import H5Source, write_images_h5
 from streamcnn.imagefiles import EXTENSIONS, NO_CAPS, Caps, is_image_name, list_images, listing_of_file
 from streamcnn.labels import encode_labels
 from streamcnn.slicing import check_known, is_sliced
-from streamcnn.sources import ArraySource, ImageSource, check_image_shape
+from streamcnn.sources import ArraySource, ImageSource, check_image_shape, no_labels
 from streamcnn.system import resident_bytes
 from streamcnn.untrusted import check_regular
 
@@ -101,7 +101,8 @@ def open_images(
         told = {"labels": labels is not None, "images_key": images_key, "labels_key": labels_key, "image_shape": list(shape)}
         source.opened_with = {name: value for name, value in told.items() if value} | ({"on_error": "skip"} if on_error == "skip" else {})
     if need_labels and source.labels is None:
-        raise DataError("labels are needed, and there are none: give one label per image, a folder per class, or a file that holds labels")
+        way = "give one label per image, a folder per class, or a file that holds labels"
+        raise no_labels(source, way, "labels are needed, and there are none")
     return source
 
 

@@ -23,6 +23,7 @@ from streamcnn.plan import plan_prediction
 from streamcnn.planning import MemoryPlan
 from streamcnn.progress import Progress
 from streamcnn.rows import recut
+from streamcnn.sources import no_labels
 from streamcnn.stages import PREDICT_BLOCK
 from streamcnn.svm import StreamingSVC
 from streamcnn.svmchecks import check_sample_weight
@@ -127,9 +128,7 @@ class Model:
             When it has no labels, or none of a known class.
         """
         if source.labels is None or source.classes_ is None:
-            raise DataError(
-                "labels are missing: evaluating needs a folder with one subfolder per class, a file with labels, or an array and y"
-            )
+            raise no_labels(source, "evaluating needs a folder with one subfolder per class, a file with labels, or an array and y")
         same_kind = (source.classes_.dtype.kind == "U") == (self.classes_.dtype.kind == "U")
         key: Callable[[Any], Any] = (lambda value: value) if same_kind else str
         known = {key(value): code for code, value in enumerate(self.classes_.tolist())}

@@ -24,6 +24,7 @@ from streamcnn.network import Network
 from streamcnn.pcaplan import resolve_solver
 from streamcnn.planning import COMFORT, MemoryPlan, StagePlan, added, choose_chunk
 from streamcnn.presets import Settings, resolve_settings
+from streamcnn.sources import no_labels
 from streamcnn.stages import (
     Shapes,
     base_claims,
@@ -153,7 +154,7 @@ def plan(
 def check_labels(source: ImageSource) -> int:
     """Number of classes; refuses a source without labels or with one class."""
     if source.labels is None or source.classes_ is None:
-        raise DataError("labels are missing: give a folder with one subfolder per class, a file with labels, or the labels argument")
+        raise no_labels(source, "give a folder with one subfolder per class, a file with labels, or the labels argument")
     if len(source.classes_) < 2:
         only = next(iter(source.classes_.tolist()), None)
         raise DataError(f"at least 2 classes are needed to train a classifier, got 1 class ({only!r}): add images of another class")

@@ -114,6 +114,13 @@ def check_image_shape(image_shape) -> tuple[int, ...] | None:
     return tuple(int(size) for size in shape)
 
 
+def no_labels(source: "ImageSource", way: str, what: str = "labels are missing") -> DataError:
+    """The error for a source without labels that should have some: of which file or folder, and the usual reason for a folder."""
+    where = "" if source.path is None else f"{source.path}: "
+    flat = ", as no image lies in a subfolder (perhaps the path is one level too deep)" if source.kind == "folder" else ""
+    return DataError(f"{where}{what}{flat}: {way}")
+
+
 class ImageSource:
     """Images that are read chunk by chunk, as often as wanted, with labels if there are any.
 

@@ -263,7 +263,7 @@ def test_store_is_kept_verified_described_and_reused(trained, tmp_path):
 
 
 def test_resume_leaves_a_finished_model_as_it_is(trained, tmp_path):
-    """With neither a store nor anything to do --resume says so, tests the model if asked, and writes nothing; with other parameters it fits."""
+    """Without a store --resume says that the model is finished, tests it if asked, and writes nothing; with other parameters it fits."""
     folder, first, _ = trained
     model = tmp_path / "m.h5"
     shutil.copy(folder / "m.h5", model)

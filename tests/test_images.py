@@ -19,6 +19,7 @@ from PIL import Image
 from streamcnn import arrayfiles
 from streamcnn.errors import DataError, FileError, ParameterError
 from streamcnn.images import ArraySource, FlatFileSource, H5Source, ImageSource, open_images, write_images_h5
+from streamcnn.plan import plan
 
 N, H, W, C = 13, 6, 5, 3
 LABELS = np.arange(N) % 4
@@ -395,6 +396,14 @@ def test_labels_that_are_needed(tmp_path):
             open_images(path, need_labels=True)
         assert open_images(path).labels is None
         assert open_images(path, LABELS, need_labels=True).classes_.tolist() == [0, 1, 2, 3]
+    (tmp_path / "cat").mkdir()
+    for i in range(2):
+        Image.fromarray(pixels[i]).save(tmp_path / "cat" / f"{i}.png")
+    where = r"cat: labels are needed, and there are none, as no image lies in a subfolder \(perhaps the path is one level too deep\): give "
+    with pytest.raises(DataError, match=where):
+        open_images(tmp_path / "cat", need_labels=True)
+    with pytest.raises(DataError, match=r"cat: labels are missing, as no image lies in a subfolder \(perhaps"):
+        plan(open_images(tmp_path / "cat"))
 
 
 def test_an_open_source_is_returned_as_it_is():

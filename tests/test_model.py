@@ -48,7 +48,7 @@ def test_save_replaces_models_only(known, tmp_path):
     """A photo or a text stays what it is, with an error that says so; a model and an empty file are replaced."""
     photo, there = tmp_path / "5.jpg", tmp_path / "m.h5"
     photo.write_bytes(b"\xff\xd8\xff\xe0 a photo")
-    with pytest.raises(OSError, match="path must not be .*5.jpg, which is no HDF5 file and so is not replaced: give another file name"):
+    with pytest.raises(OSError, match=r"path must not be .*5\.jpg, which is no HDF5 file and so is not replaced: give another file name"):
         known[0].save(photo)
     assert photo.read_bytes() == b"\xff\xd8\xff\xe0 a photo"
     there.touch()
