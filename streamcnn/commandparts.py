@@ -141,8 +141,11 @@ def memory_facts(monitor: MemoryMonitor, plan: MemoryPlan) -> dict[str, Any]:
 def svm_line(svm: dict[str, Any]) -> str:
     """`Model.svm_facts` for people."""
     gamma = "" if svm["gamma"] is None else f", gamma {svm['gamma']:.4g}"
-    accuracy = svm["held_out_accuracy"]
-    chosen = "" if accuracy is None else f", chosen as they recognise {100 * accuracy:.2f} % of some training images held out"
+    chosen = ""
+    if svm["held_out_accuracy"] is not None:
+        as_they = "as they recognise" if len(svm["chosen"]) > 1 else "as it recognises"
+        accuracy = f"{100 * svm['held_out_accuracy']:.2f} %"
+        chosen = f"; {' and '.join(svm['chosen'])} chosen, {as_they} {accuracy} of some training images held out"
     return f"{svm['kernel']}, C {svm['C']:.4g}{gamma}{chosen}"
 
 

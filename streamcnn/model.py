@@ -285,11 +285,13 @@ class Model:
         }
 
     def svm_facts(self) -> dict[str, Any]:
-        """Of the SVM as JSON: kernel, C, gamma (None with the linear one), and the accuracy on the training images that were held out to
-        choose these, None where they were given or there were too few images to choose."""
+        """Of the SVM as JSON: kernel, C, gamma (None with the linear one), which of the two were chosen, and the accuracy on the training
+        images that were held out to choose these, None where they were given or there were too few images to choose."""
         svm, gamma = self.svm, None if self.svm.kernel_ == "linear" else self.svm.gamma_
+        tried = [pair if isinstance(pair, tuple) else (pair,) for pair in svm.selection_]
+        chosen = [name for name, values in zip(("C", "gamma"), zip(*tried)) if len(set(values)) > 1]
         accuracy = svm.selection_.get(svm.C_ if gamma is None else (svm.C_, gamma))
-        return {"kernel": svm.kernel_, "C": svm.C_, "gamma": gamma, "held_out_accuracy": accuracy}
+        return {"kernel": svm.kernel_, "C": svm.C_, "gamma": gamma, "chosen": chosen, "held_out_accuracy": accuracy}
 
     def __repr__(self) -> str:
         return f"Model({', '.join(f'{name}: {value}' for name, value in self.facts().items())})"

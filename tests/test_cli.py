@@ -21,7 +21,7 @@ from PIL import Image
 
 from streamcnn import FeatureStore, cli, kernels, load_model
 from streamcnn.cli import main
-from streamcnn.commandparts import RESULT_KEYS, class_counts
+from streamcnn.commandparts import RESULT_KEYS, class_counts, svm_line
 
 FIT = ["--memory-limit", "1GiB", "--seed", "3"]
 
@@ -143,8 +143,9 @@ def test_what_was_chosen_is_said(trained, tmp_path):
     folder, report, done = trained
     svm = load_model(folder / "m.h5").svm
     accuracy = max(svm.selection_.values())
-    assert report["svm"] == {"kernel": "rbf", "C": svm.C_, "gamma": svm.gamma_, "held_out_accuracy": accuracy}
-    line = f"rbf, C {svm.C_:g}, gamma {svm.gamma_:g}, chosen as they recognise {100 * accuracy:.2f} % of some training images held out"
+    assert report["svm"] == {"kernel": "rbf", "C": svm.C_, "gamma": svm.gamma_, "chosen": ["C", "gamma"], "held_out_accuracy": accuracy}
+    recognised = f"as they recognise {100 * accuracy:.2f} % of some training images held out"
+    line = f"rbf, C {svm.C_:g}, gamma {svm.gamma_:g}; C and gamma chosen, {recognised}"
     assert line in done.stderr
     described = run("info", folder / "m.h5", "--json")
     assert line in described.stderr
@@ -154,6 +155,9 @@ def test_what_was_chosen_is_said(trained, tmp_path):
     run("fit", folder / "train", "--model", tmp_path / "m.h5", "--kernel", "linear", "--C", "2", *FIT)
     given = json.loads(run("info", tmp_path / "m.h5", "--json").stdout, parse_constant=pytest.fail)
     assert (given["kernel"], given["C"], given["gamma"], given["held_out_accuracy"]) == ("linear", 2.0, None, None)
+    assert given["chosen"] == []
+    facts = {"kernel": "rbf", "C": 3.0, "gamma": 1.0, "chosen": ["gamma"], "held_out_accuracy": 0.9123}
+    assert svm_line(facts) == "rbf, C 3, gamma 1; gamma chosen, as it recognises 91.23 % of some training images held out"
 
 
 def test_predict_and_evaluate_agree_with_fit_to_the_last_label(trained, tmp_path):
@@ -249,6 +253,7 @@ def test_store_is_kept_verified_described_and_reused(trained, tmp_path):
     assert first["store_bytes"] > 0
     assert (first["resumed"], second["resumed"]) == (False, True)
     assert second["reused"] == ["filters", "extract", "pca", "project"]
+    assert second["svm"]["chosen"] == ["gamma"]
     assert result(run("verify", tmp_path / "s", "--json"))["ok"] is True
     assert result(run("verify", tmp_path / "a.h5", "--json"))["ok"] is True
     info = result(run("info", tmp_path / "s", "--json"))
