@@ -17,6 +17,8 @@ COMFORT = 0.8
 _ENOUGH_IMAGES, _LITTLE_BYTES = 256, 64 << 20
 # measured: what equal processes hold on entry differs by 1 MiB or less
 _ENTRY_SPREAD = 3 << 20
+# a process with the libraries alone takes more
+_FEWEST_MIB = 64
 
 
 @dataclass
@@ -118,7 +120,8 @@ class MemoryPlan:
         if self.peak_bytes <= self.limit:
             return
         if self.limit < 1 << 20:
-            raise MemoryBudgetError(f'memory_limit is {self.limit} bytes, which nothing fits: give it a unit, such as "{self.limit}MiB"')
+            few, unit = f"{self.limit} byte{'s' if self.limit > 1 else ''}", "MiB" if self.limit >= _FEWEST_MIB else "GiB"
+            raise MemoryBudgetError(f'memory_limit is {few}, which nothing fits: give it a unit, such as "{self.limit}{unit}"')
         worst = max(self.stages, key=lambda stage: stage.total)
         largest = max(worst.claims, key=lambda name: worst.claims[name])
         claims, in_use = added(self.base, worst.claims), self.base["already in use"]
@@ -128,9 +131,8 @@ class MemoryPlan:
         way = f"; or {text}" if helps and (text := self._way(worst.name)) else ""
         raise MemoryBudgetError(
             f"memory_limit of {format_bytes(self.limit)} is too small: set memory_limit to at least {self.smallest_limit >> 20}MiB "
-            f"(--memory-limit), as stage {worst.name} needs at least {format_bytes(self.peak_bytes)}{crowded}, and the largest of its own "
-            f"buffers is {largest}{way}\nmemory of stage {worst.name}:\n"
-            + claims_table(claims | {"reserve": reserve(sum(claims.values()))})
+            f"(--memory-limit), as stage {worst.name} needs that{crowded}, and the largest of its own buffers is {largest}{way}\n"
+            f"memory of stage {worst.name}:\n" + claims_table(claims | {"reserve": reserve(sum(claims.values()))})
         )
 
     def _way(self, stage: str) -> str:

@@ -231,8 +231,9 @@ def test_features_are_float32_rows_rounded_to_their_dtype(digits):
         (
             {"memory_limit": "10MiB"},
             MemoryBudgetError,
-            r"memory_limit of 10.0 MiB is too small: set memory_limit to at least \d+MiB .*as stage ",
+            r"memory_limit of 10.0 MiB is too small: set memory_limit to at least \d+MiB .*as stage \w+ needs that",
         ),
+        ({"memory_limit": 1}, MemoryBudgetError, 'memory_limit is 1 byte, which nothing fits: give it a unit, such as "1GiB"'),
         ({"memory_limit": 300}, MemoryBudgetError, 'memory_limit is 300 bytes, which nothing fits: give it a unit, such as "300MiB"'),
         ({"kernel": "poly"}, ParameterError, "kernel must be one of auto, linear, rbf, nystroem, got 'poly'"),
         ({"C": -1}, ParameterError, "C must be a positive number"),
