@@ -28,6 +28,7 @@ from streamcnn.files import check_output_file, replacing
 from streamcnn.fitting import finished_model, fit_model
 from streamcnn.images import ImageSource, check_alike, warn_of_rows
 from streamcnn.kernels import resolve_device
+from streamcnn.labels import codes_among
 from streamcnn.memory import MemoryMonitor, resolve_limit
 from streamcnn.model import Model, plan_decisions
 from streamcnn.plan import make_plan
@@ -68,6 +69,7 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
         test = open_data(args, args.test, True, source.reading_shape) if args.test else None
         if test is not None:  # not after hours of training
             check_alike(test, source.image_shape, source.dtype.name)
+            codes_among(test.classes_, source.classes_)  # type: ignore[arg-type]
         found = None
         if seconds is not None:
             found = _search(args, source, limit, seconds, store, monitor)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,24 @@ def encode_pieces(pieces: Iterable, n_samples: int, source: str = "labels") -> t
     for start in range(0, n_samples, _PIECE):
         codes[start : start + _PIECE] = sorted_place[codes[start : start + _PIECE]]
     return codes, classes[order]
+
+
+def codes_among(classes: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Place of each of `classes` among those a model knows, int32, -1 for one that it does not.
+
+    Raises
+    ------
+    DataError
+        When it knows none.
+    """
+    same_kind = (classes.dtype.kind == "U") == (known.dtype.kind == "U")
+    key: Callable[[Any], Any] = (lambda value: value) if same_kind else str
+    places = {key(value): code for code, value in enumerate(known.tolist())}
+    codes = np.array([places.get(key(value), -1) for value in classes.tolist()], np.int32)
+    if (codes < 0).all():
+        some = ", ".join(map(str, known[:5].tolist())) + (", ..." if len(known) > 5 else "")
+        raise DataError(f"no class of these images is one the model knows: it was trained on {some}")
+    return codes
 
 
 def unknown_classes(labels: np.ndarray, classes: np.ndarray, known: np.ndarray) -> dict[str, int]:

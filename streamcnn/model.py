@@ -15,7 +15,7 @@ from streamcnn.features import FeatureExtractor
 from streamcnn.files import check_replaceable
 from streamcnn.images import ImageSource, check_alike, check_several, open_images
 from streamcnn.kernels import get_kernels
-from streamcnn.labels import text_array, unknown_classes, unknown_note
+from streamcnn.labels import codes_among, text_array, unknown_classes, unknown_note
 from streamcnn.memory import MemoryMonitor, parse_bytes, resolve_limit
 from streamcnn.network import Network
 from streamcnn.pca import StreamingPCA
@@ -129,14 +129,7 @@ class Model:
         """
         if source.labels is None or source.classes_ is None:
             raise no_labels(source, "evaluating needs a folder with one subfolder per class, a file with labels, or an array and y")
-        same_kind = (source.classes_.dtype.kind == "U") == (self.classes_.dtype.kind == "U")
-        key: Callable[[Any], Any] = (lambda value: value) if same_kind else str
-        known = {key(value): code for code, value in enumerate(self.classes_.tolist())}
-        codes = np.array([known.get(key(value), -1) for value in source.classes_.tolist()], np.int32)
-        if (codes < 0).all():
-            some = ", ".join(map(str, self.classes_[:5].tolist())) + (", ..." if len(self.classes_) > 5 else "")
-            raise DataError(f"no class of these images is one the model knows: it was trained on {some}")
-        return codes[source.labels]
+        return codes_among(source.classes_, self.classes_)[source.labels]
 
     def codes_to_score(self, source: ImageSource) -> np.ndarray:
         """`codes_of`, with a warning of what no prediction can be right about."""

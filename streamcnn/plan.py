@@ -4,16 +4,18 @@ Everything here follows from shapes and the limit. The limit decides the chunk s
 how the work is cut, never its result.
 """
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from streamcnn.calibration import check_counts
-from streamcnn.errors import DataError, ParameterError, StoreError
+from streamcnn.errors import DataError, ParameterError, StoreError, StreamCNNError
 from streamcnn.files import existing, scratch_parent
 from streamcnn.images import ImageSource, open_images
 from streamcnn.kernels import get_kernels
@@ -76,19 +78,10 @@ class Plan(MemoryPlan):
     svc_cache_bytes: int = _SMALLEST_CACHE
     geometry: list[Geometry] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
+    advise: Callable[[], str] | None = field(default=None, compare=False)
 
-    def _way(self, stage: str) -> str:
-        ways = {
-            ("pca", "covariance"): 'try pca_solver="randomized" (--pca-solver)',
-            ("pca", "incremental"): "try a smaller n_components (--n-components)",
-            ("pca", "randomized"): "try a smaller n_components (--n-components)",
-            ("svm", "rbf"): 'try kernel="linear" (--kernel)',
-            ("svm", "nystroem"): 'try fewer n_landmarks (--n-landmarks), or kernel="linear" (--kernel)',
-            ("svm", "linear"): "try a smaller n_components (--n-components)",
-        }
-        if self.pca_solver is None and self.kernel == "linear":
-            ways["svm", "linear"] = "try n_components=256 (--n-components 256), or another preset (--preset)"
-        return ways.get((stage, str(self.pca_solver) if stage == "pca" else self.kernel), super()._way(stage))
+    def _way(self) -> str:
+        return "" if self.advise is None else self.advise()
 
     def notes(self) -> list[str]:
         kept = "kept on disk" if self.keep_features else "computed again in each pass"
@@ -177,8 +170,30 @@ def resolve_components(n_components: Any, n_rows: int, n_features: int) -> int |
     return int(n_components)
 
 
-def make_plan(source: ImageSource, settings: Settings, limit: int, store: Path | None, test: ImageSource | None = None) -> Plan:
-    """The plan for an opened source, and for evaluating on `test` afterwards; see `plan`."""
+# changes of a fit that make it smaller, the first of them that does is advised: what is asked, what is told
+_SMALLER: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"pca_solver": "randomized"}, 'pca_solver="randomized" (--pca-solver randomized)'),
+    ({"kernel": "linear"}, 'kernel="linear" (--kernel linear)'),
+    ({"n_components": 256}, "n_components=256 (--n-components 256)"),
+    ({"n_components": 64}, "n_components=64 (--n-components 64)"),
+    ({"n_jobs": 1}, "n_jobs=1 (--threads 1)"),
+    ({"n_components": 64, "kernel": "linear"}, 'n_components=64 and kernel="linear" (--n-components 64 --kernel linear)'),
+)
+
+
+def _smaller(source: ImageSource, settings: Settings, limit: int, store: Path | None, test: ImageSource | None) -> str:
+    """What would make a fit fit that does not, tried by planning it; empty where none of `_SMALLER` would."""
+    for changes, text in _SMALLER:
+        with contextlib.suppress(StreamCNNError):
+            make_plan(source, replace(settings, **changes), limit, store, test, advised=False)
+            return f"try {text}"
+    return ""
+
+
+def make_plan(
+    source: ImageSource, settings: Settings, limit: int, store: Path | None, test: ImageSource | None = None, advised: bool = True
+) -> Plan:
+    """The plan for an opened source, and for evaluating on `test` afterwards; a refusal is `advised` of what would fit. See `plan`."""
     n_classes = check_labels(source)
     source.check()
     geometry = resolve_layers(settings.layers, source.image_shape)
@@ -199,8 +214,9 @@ def make_plan(source: ImageSource, settings: Settings, limit: int, store: Path |
         if test is not None:
             claims = _predicting(test, network, chunk, s.feature_dtype, s.n_jobs, kernels, k, kernel, n_classes, shapes.n_vectors)
             stages.append(StagePlan("evaluate", added(claims, evaluate_claims(test, n_classes), {"model": fitted_bytes(network, shapes)})))
-        return Plan(limit, base, chunk, stages, d, k or d, solver, kernel, keep, cache, geometry, source.describe())
+        return Plan(limit, base, chunk, stages, d, k or d, solver, kernel, keep, cache, geometry, source.describe(), advise)
 
+    advise = partial(_smaller, source, settings, limit, store, test) if advised else None
     keep = _keep_features(settings.keep_features, build(1, True, _SMALLEST_CACHE), build(1, False, _SMALLEST_CACHE), store)
     return _roomiest(limit, largest_chunk(source, network), lambda chunk, cache: build(chunk, keep, cache))
 

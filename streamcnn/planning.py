@@ -128,16 +128,16 @@ class MemoryPlan:
         crowded = f" ({format_bytes(in_use)} are in use already)" if 2 * in_use > self.limit else ""
         # nothing that a stage could save makes room for what every stage holds
         helps = self.base_bytes + reserve(self.base_bytes) <= self.limit
-        way = f"; or {text}" if helps and (text := self._way(worst.name)) else ""
+        way = f"; or {text}" if helps and (text := self._way()) else ""
         raise MemoryBudgetError(
             f"memory_limit of {format_bytes(self.limit)} is too small: set memory_limit to at least {self.smallest_limit >> 20}MiB "
             f"(--memory-limit), as stage {worst.name} needs that{crowded}, and the largest of its own buffers is {largest}{way}\n"
             f"memory of stage {worst.name}:\n" + claims_table(claims | {"reserve": reserve(sum(claims.values()))})
         )
 
-    def _way(self, stage: str) -> str:
-        """What else would make a stage smaller, empty where nothing would: a model wants images of the size it was trained on."""
-        return "try smaller images (image_shape, --image-size)" if stage in ("filters", "extract") else ""
+    def _way(self) -> str:
+        """What else would make it fit, empty where nothing is known that would."""
+        return ""
 
     def _rows(self) -> list[tuple[str, str, str, str, str]]:
         rows = []

@@ -118,6 +118,7 @@ def named(tree):
     [
         ((7, 9), np.uint8, [0, 1], "images must be 8 x 8 x 1 .* got 7 x 9 x 1"),
         ((8, 8), np.float32, [0, 1], "pixels must be uint8 as in training, got float32"),
+        ((8, 8), np.uint8, [7, 8], "no class of these images is one the model knows: it was trained on 0, 1"),
     ],
 )
 def test_test_images_that_cannot_be_tested_on_are_refused_before_training(digits, tmp_path, shape, dtype, names, text):

@@ -149,14 +149,18 @@ def test_the_limit_a_refusal_names_is_enough_and_hardly_too_much(data, parameter
 
 
 def test_refusals_name_what_would_lower_the_need():
-    """Too wide for a Gram matrix: randomized; too many rows for an RBF SVM: linear; too wide a plane: components."""
+    """Too wide for a Gram matrix: randomized; too many rows for an RBF SVM: linear; too wide a plane: components. What is advised fits."""
     layers = [ConvLayer(32, 3, filters="random", activation="split", pool=None)]
     with pytest.raises(MemoryBudgetError, match=r'stage pca[\s\S]*Gram matrix[\s\S]*try pca_solver="randomized"'):
         plan(wide(20_001, (12, 12)), memory_limit="600MiB", layers=layers, pca_solver="covariance", n_components=10)
     with pytest.raises(MemoryBudgetError, match=r'stage svm .* try kernel="linear"'):
         plan(wide(20_000, (12, 12)), memory_limit="600MiB", layers=[ConvLayer(64, 5, filters="random", pool_size=2)], n_components=900)
-    with pytest.raises(MemoryBudgetError, match=r"stage svm .* try n_components=256 \(--n-components 256\), or another preset"):
+    with pytest.raises(MemoryBudgetError, match=r"stage svm .* try n_components=256 \(--n-components 256\)"):
+        plan(wide(10_000, (32, 32)), memory_limit="1200MiB", preset="patches")
+    assert plan(wide(10_000, (32, 32)), memory_limit="1200MiB", preset="patches", n_components=256).peak_bytes <= 1200 * MIB
+    with pytest.raises(MemoryBudgetError) as refused:  # with components it would need a PCA, and more
         plan(wide(30_000, (12, 12)), memory_limit="700MiB", layers=layers, n_components=None)
+    assert "try" not in str(refused.value)
 
 
 def test_wide_rows_are_read_more_often(data):
@@ -304,7 +308,7 @@ def test_the_result_of_transform_and_of_predicting_is_planned(data):
 
 def test_the_sample_of_images_that_filters_are_scaled_on_is_planned():
     """`ConvFeatures.fit` reads at least 16 images of any size: what does not fit is refused before they are read."""
-    with pytest.raises(MemoryBudgetError, match=r"stage filters[\s\S]*buffers is sample of images; or try smaller images"):
+    with pytest.raises(MemoryBudgetError, match=r"stage filters[\s\S]*buffers is sample of images\n"):
         ConvFeatures([ConvLayer(4, 3, filters="random")], memory_limit="600MiB").fit(wide(20, (5000, 5000)))
 
 
