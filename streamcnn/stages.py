@@ -19,7 +19,7 @@ from streamcnn.planning import StagePlan, added
 from streamcnn.rows import block_rows
 from streamcnn.selection import most_landmarks
 from streamcnn.shards import open_shard_bytes, shard_rows
-from streamcnn.system import resident_bytes, trim_heap
+from streamcnn.system import resident_bytes
 
 # rows per matrix product when predicting: the same for one image and for a million, so that a prediction never depends on its
 # neighbours, and small, so that one image is quick
@@ -85,7 +85,6 @@ class Shapes:
 def base_claims(source: ImageSource, network: Network, n_jobs: int, kernels) -> dict[str, int]:
     """What the process holds whatever the stage: the first claim is what it held on entry."""
     held = {name: size for name, size in source.scratch_bytes(1).items() if name in _HELD}
-    trim_heap()  # what readers of others, dask's threads for one, have let go of is not in use: 100 MiB after a fit
     loading = kernels.pending_bytes(network.steps, any_normed(g.layer for g in network.geometry))
     return added(
         {"already in use": max(0, resident_bytes() - sum(held.values()))},
