@@ -161,6 +161,8 @@ def tell_result(args: argparse.Namespace, result: dict[str, Any]) -> None:
         tell(args, f"seconds         {result['seconds']:.1f} ({stages})")
     sampled = "" if result["peak_exact"] else " (the largest sample)"
     limit, planned, data = (format_bytes(result[key]) for key in ("memory_limit_bytes", "planned_peak_bytes", "data_bytes"))
-    tell(args, f"peak memory     {format_bytes(result['peak_rss_bytes'])}{sampled} of {limit} allowed, {planned} planned; data {data}")
+    searched = " (search included)" if (found := result.get("search")) is not None and not found["reused"] else ""
+    held = f"{format_bytes(result['peak_rss_bytes'])}{sampled} of {limit} allowed, {planned} planned{searched}"
+    tell(args, f"peak memory     {held}; data {data}")
     if result["model"]:
         tell(args, f"model           {result['model']}")

@@ -363,6 +363,7 @@ def test_fit_searches_once(digits, tmp_path, monkeypatch):
     report = result(done)
     assert report["search"]["reused"]
     assert "finished before" in done.stderr
+    assert " planned; data " in done.stderr
     assert report["search"]["chosen"]["parameters"] == {"n_filters": 8}
     assert {"preset", "parameters", "n_images", "n_held_out", "accuracy", "seconds", "skipped"} == set(report["search"]["tried"][0])
     assert not report["resumed"]
@@ -375,8 +376,10 @@ def test_fit_searches_once(digits, tmp_path, monkeypatch):
         store.lock()
         entry = next(e for e in store.entries if e.get("stage") == "search")
         store.finish("search", entry["digest"], number=99, result={})
-    report = result(run(*fit))
+    done = run(*fit)
+    report = result(done)
     assert not report["search"]["reused"]
+    assert " planned (search included); data " in done.stderr
     assert report["search"]["seconds"] > 0
     assert report["peak_rss_bytes"] <= report["planned_peak_bytes"] <= 1 << 30
     assert result(run(*fit[:-2]))["search"] is None
