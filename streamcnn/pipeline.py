@@ -268,7 +268,10 @@ class Run:
         if (arrays := self._reuse("pca")) is not None:
             pca = StreamingPCA.from_arrays(arrays)
         else:
-            with self._stage("pca"), self.progress.bar("pca", n * plan.stage("pca").passes, "rows", stops=False) as update:
+            # the passes that are planned for a randomized one are the most it may make
+            total = None if plan.pca_solver == "randomized" else n * plan.stage("pca").passes
+            unit = "rows" if total else "rows read"
+            with self._stage("pca"), self.progress.bar("pca", total, unit, stops=False) as update:
                 pca = StreamingPCA(plan.n_components, solver=plan.pca_solver, n_jobs=self.settings.n_jobs, random_state=self.settings.seed)
                 features = CountedRows(self._feature_rows(network), update)
                 checkpoint = stage_checkpoint(self.store, "pca", self.digests["pca"], features, self.progress)

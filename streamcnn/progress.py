@@ -15,6 +15,8 @@ from streamcnn.rows import Rows
 from streamcnn.tracing import notebook_kernel
 
 _stop = threading.Event()
+# seconds, and things a second, below which a number of the last says nothing, or needs a decimal
+_SHORTEST, _FAST = 0.1, 10
 
 
 @contextmanager
@@ -59,6 +61,7 @@ class _Lines:
 
     def __init__(self, name: str, total: int | None, unit: str):
         self.name, self.total, self.unit, self.n, self.more = name, total, unit, 0, ""
+        self._steps = 0
         self._start = time.monotonic()
         self._next = self._start + 2
         self._write(f"starts, {counted(total, unit)}" if total else "starts")
@@ -70,12 +73,13 @@ class _Lines:
     def update(self, n: int) -> None:
         """`n` more are done."""
         self.n += n
+        self._steps += n > 0
         now = time.monotonic()
         if now >= self._next and self.n != self.total:  # of the whole there is a line at the end
             self._next = now + 10
             seconds = now - self._start
             left = f", {(self.total - self.n) * seconds / self.n:.0f} s left" if self.total and self.n else ""
-            self._write(f"{self.n:,}{f' of {self.total:,}' if self.total else ''} {self.unit}, {self.n / seconds:,.0f} a second{left}")
+            self._write(f"{self.n:,}{f' of {self.total:,}' if self.total else ''} {self.unit}, {_speed(self.n, seconds)}{left}")
 
     def _write(self, text: str) -> None:
         sys.stderr.write(f"{self.name:<8}: {text}{self.more}\n")
@@ -90,7 +94,14 @@ class _Lines:
         if kind is not None:
             self._write(f"stopped after {done}, {seconds:.1f} s")
             return
-        self._write(f"{done} in {seconds:.1f} s, {self.n / max(seconds, 1e-3):,.0f} a second")
+        # what was there already, or came all at once after other work, has no speed of its own
+        timed = seconds >= _SHORTEST and self._steps > 1
+        self._write(f"{done} in {seconds:.1f} s{f', {_speed(self.n, seconds)}' if timed else ''}")
+
+
+def _speed(n: int, seconds: float) -> str:
+    speed = n / seconds
+    return f"{speed:,.0f} a second" if speed >= _FAST else f"{speed:.1f} a second"
 
 
 def counted(n: int, unit: str) -> str:

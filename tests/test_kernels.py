@@ -541,13 +541,15 @@ def test_truncated_cache_files_are_replaced(small, suffix, keep):
 
 
 def test_no_writable_cache_folder_still_compiles(small):
-    """Where no folder can be written the kernels compile in memory."""
+    """Where no folder can be written the kernels compile in memory, which is said before."""
     code, _ = small
     # a locator that never finds a folder: root, as in containers, can write anywhere
     nowhere = "from numba.core import caching\ncaching.CacheImpl._locator_classes = []\n"
     plain = "import numba\ntry:\n    numba.njit(cache=True)(lambda: 0)\nexcept RuntimeError:\n    print('refused')\n"
     assert python(nowhere + plain) == "refused"
-    assert python(nowhere + code) == "0 1"
+    heard = "import logging\nlogging.basicConfig(stream=sys.stdout, level=logging.INFO, format='%(message)s')\n"
+    told = "compiling kernels for this machine, as each process does: no folder for them can be written (NUMBA_CACHE_DIR)"
+    assert python(nowhere + heard + code).splitlines() == [told, "0 1"]
 
 
 def test_changed_kernel_source_is_compiled_anew(small):

@@ -38,15 +38,43 @@ def test_one_image_is_no_images(clock, capsys):
     with Progress(1).bar("predict", 1) as update:
         clock.now = 100.5
         update(1)
-    assert capsys.readouterr().err.split("\n")[:2] == ["predict : starts, 1 image", "predict : 1 image in 0.5 s, 2 a second"]
+    assert capsys.readouterr().err.split("\n")[:2] == ["predict : starts, 1 image", "predict : 1 image in 0.5 s"]
 
 
 def test_the_whole_at_once_is_one_line(clock, capsys):
-    """What comes to its end in one long step has no line of progress just before its last one."""
+    """What comes to its end in one long step has no line of progress just before its last one, and no speed: compiling may be in it."""
     with Progress(1).bar("filters", 48, "filters") as update:
         clock.now = 120.0
         update(48)
-    assert capsys.readouterr().err.split("\n")[:2] == ["filters : starts, 48 filters", "filters : 48 filters in 20.0 s, 2 a second"]
+    assert capsys.readouterr().err.split("\n")[:2] == ["filters : starts, 48 filters", "filters : 48 filters in 20.0 s"]
+
+
+def test_a_speed_is_told_where_it_says_something(clock, capsys):
+    """Below 10 a second it has a decimal; what takes less than a tenth of a second has none."""
+    with Progress(1).bar("extract", 9) as update:
+        for clock.now, n in ((102.5, 1), (104.0, 8)):
+            update(n)
+    with Progress(1).bar("project", 2000, "rows") as update:
+        for clock.now in (104.04, 104.09):
+            update(1000)
+    assert capsys.readouterr().err.split("\n") == [
+        "extract : starts, 9 images",
+        "extract : 1 of 9 images, 0.4 a second, 20 s left",
+        "extract : 9 images in 4.0 s, 2.2 a second",
+        "project : starts, 2,000 rows",
+        "project : 2,000 rows in 0.1 s",
+        "",
+    ]
+
+
+def test_a_randomized_pca_has_no_total(digits, capfd):
+    """It may end before its last planned pass, so there is no total that it would never reach."""
+    layers = [ConvLayer(3, 3, filters="random", pool_size=2)]
+    options = {"layers": layers, "kernel": "linear", "C": 0.1, "n_components": 8, "random_state": 0, "verbose": 1}
+    StreamCNNClassifier(**options, pca_solver="randomized").fit(digits[0][:200], digits[1][:200])
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("pca ")]
+    assert lines[0] == "pca     : starts"
+    assert " rows read in " in lines[-1]
 
 
 def test_a_bar_that_is_left_early_says_how_far_it_came(clock, capsys):
@@ -56,13 +84,13 @@ def test_a_bar_that_is_left_early_says_how_far_it_came(clock, capsys):
         update(300)
         raise KeyboardInterrupt
     with Progress(1).bar("svm", None, "rows read") as update:
-        clock.now = 104.0
-        update(600)
+        for clock.now, n in ((103.0, 200), (104.0, 400)):
+            update(n)
     assert capsys.readouterr().err.split("\n") == [
         "pca     : starts, 900 rows",
         "pca     : stopped after 300 of 900 rows, 1.0 s",
         "svm     : starts",
-        "svm     : 600 rows read, 200 a second",
+        "svm     : 200 rows read, 100 a second",
         "svm     : 600 rows read in 3.0 s, 200 a second",
         "",
     ]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, NullCache
 
 logger = logging.getLogger("streamcnn")
 
@@ -34,9 +34,10 @@ def _sources_digest() -> str:
 
 
 @lru_cache(maxsize=1)
-def _tell() -> None:
+def _tell(kept: bool = True) -> None:
     """Say, once a process, why the first run stands still for some seconds."""
-    logger.info("compiling kernels for this machine; later runs find them on disk")
+    after = "; later runs find them on disk" if kept else ", as each process does: no folder for them can be written (NUMBA_CACHE_DIR)"
+    logger.info("compiling kernels for this machine%s", after)
 
 
 class _TolerantCache(FunctionCache):
@@ -67,6 +68,13 @@ class _TolerantCache(FunctionCache):
                 path.unlink()
 
 
+class _NoCache(NullCache):
+    """None, where no folder is writable: each process compiles anew, and says so."""
+
+    def load_overload(self, sig, target_context):
+        _tell(kept=False)
+
+
 def jit(**options) -> Callable:
     """`numba.njit` with `nogil=True` and the cache on disk where one can be written.
 
@@ -84,8 +92,10 @@ def jit(**options) -> Callable:
     def decorate(function):
         dispatcher = njit(**{"nogil": True, **options})(function)
         if cache and hasattr(dispatcher, "_cache"):  # without it numba is switched off (NUMBA_DISABLE_JIT)
-            with suppress(RuntimeError):  # no folder is writable: compile anew in each process
+            try:
                 dispatcher._cache = _TolerantCache(function)
+            except RuntimeError:  # no folder is writable
+                dispatcher._cache = _NoCache()
             CACHED.append(dispatcher)
         return dispatcher
 
