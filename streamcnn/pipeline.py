@@ -15,7 +15,7 @@ from streamcnn.errors import ParameterError, StoreError
 from streamcnn.features import DataHash, FeatureExtractor
 from streamcnn.images import ImageSource
 from streamcnn.kernels import get_kernels
-from streamcnn.memory import MemoryMonitor
+from streamcnn.memory import MemoryMonitor, format_bytes
 from streamcnn.network import Network
 from streamcnn.pca import StreamingPCA
 from streamcnn.plan import Plan, check_disk
@@ -39,9 +39,9 @@ def _stage_of(entry: dict[str, Any]) -> str:
     return _STAGES.get(entry["kind"], "add") if "kind" in entry else entry["stage"]
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
-    """What a run did and took.
+    """What a run did and took; printing it shows that and the plan.
 
     Attributes
     ----------
@@ -64,7 +64,18 @@ class Report:
     reused: list[str] = field(default_factory=list)
     resumed: bool = False
     store_bytes: int = 0
-    trace: Trace | None = field(default=None, repr=False)
+    trace: Trace | None = None
+
+    def __str__(self):
+        took = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stage_seconds.items() if name not in self.reused)
+        lines = [f"seconds    {took or 'none'}"]
+        if self.reused:
+            lines.append(f"reused     {', '.join(self.reused)}")
+        if self.store_bytes:
+            lines.append(f"store      {format_bytes(self.store_bytes)}")
+        return "\n".join([*lines, str(self.plan)])
+
+    __repr__ = __str__
 
 
 class Run:

@@ -1,6 +1,7 @@
 """scikit-learn faces: contract, inputs, reuse."""
 
 import pickle
+import re
 import warnings
 from pathlib import Path
 
@@ -156,6 +157,9 @@ def test_a_store_is_reused_stage_by_stage(tmp_path, tree):
         again = StreamCNNClassifier(**SMALL, store=tmp_path / "s", C=10.0, n_components=20).fit(source)
         assert source.n_images_read == 0
     assert again.report_.reused == ["filters", "extract", "pca", "project"]
+    seconds, reused, store, *plan = str(again.report_).splitlines()
+    assert re.fullmatch(r"seconds    svm \d+\.\d", seconds) and re.fullmatch(r"store      \d[\d.]* [KM]iB", store)
+    assert reused == "reused     filters, extract, pca, project" and plan == str(again.report_.plan).splitlines()
     fresh = StreamCNNClassifier(**SMALL, C=10.0, n_components=20).fit(path)
     for name, array in fresh.model_.to_arrays().items():
         np.testing.assert_array_equal(again.model_.to_arrays()[name], array)
