@@ -102,7 +102,10 @@ class FeatureStore(StoreFolder):
             if version == FORMAT_VERSION:
                 config = checked_config(config)
         except (StoreError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self.path} is no feature store: its config.json is missing or damaged ({first_line(error)})") from error
+            raise StoreError(
+                f"{self.path} is no feature store: its config.json is missing or damaged ({first_line(error)}); "
+                "a store is the folder that fit --store (store=) has made"
+            ) from error
         if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise StoreError(f"{self.path} has store version {version}, this streamcnn reads up to {FORMAT_VERSION}: update streamcnn")
         return config

@@ -233,7 +233,7 @@ def test_folders_that_are_no_store_are_refused(tmp_path):
     """A missing folder, a folder of other things and a store of the future are told apart."""
     with pytest.raises(StoreError, match="no such folder"):
         FeatureStore(tmp_path / "none")
-    with pytest.raises(StoreError, match="is no feature store"):
+    with pytest.raises(StoreError, match=r"is no feature store: .*; a store is the folder that fit --store \(store=\) has made"):
         FeatureStore(tmp_path)
     (tmp_path / "x").write_text("mine")
     with pytest.raises(StoreError, match="not an empty folder"):
