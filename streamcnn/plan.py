@@ -218,7 +218,8 @@ def make_plan(
 
     advise = partial(_smaller, source, settings, limit, store, test) if advised else None
     keep = _keep_features(settings.keep_features, build(1, True, _SMALLEST_CACHE), build(1, False, _SMALLEST_CACHE), store)
-    return _roomiest(limit, largest_chunk(source, network), lambda chunk, cache: build(chunk, keep, cache))
+    # with what it could advise a plan would hold the images, and be pickled with them
+    return replace(_roomiest(limit, largest_chunk(source, network), lambda chunk, cache: build(chunk, keep, cache)), advise=None)
 
 
 def _roomiest(limit: int, largest: int, build: Callable[[int, int], Plan]) -> Plan:

@@ -1,5 +1,6 @@
 """Plans: what they name, how they choose, when they refuse, and what they say then."""
 
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -157,7 +158,8 @@ def test_refusals_name_what_would_lower_the_need():
         plan(wide(20_000, (12, 12)), memory_limit="600MiB", layers=[ConvLayer(64, 5, filters="random", pool_size=2)], n_components=900)
     with pytest.raises(MemoryBudgetError, match=r"stage svm .* try n_components=256 \(--n-components 256\)"):
         plan(wide(10_000, (32, 32)), memory_limit="1200MiB", preset="patches")
-    assert plan(wide(10_000, (32, 32)), memory_limit="1200MiB", preset="patches", n_components=256).peak_bytes <= 1200 * MIB
+    made = plan(wide(10_000, (32, 32)), memory_limit="1200MiB", preset="patches", n_components=256)
+    assert made.peak_bytes <= 1200 * MIB and len(pickle.dumps(made)) < 20_000  # without the images
     with pytest.raises(MemoryBudgetError) as refused:  # with components it would need a PCA, and more
         plan(wide(30_000, (12, 12)), memory_limit="700MiB", layers=layers, n_components=None)
     assert "try" not in str(refused.value)
