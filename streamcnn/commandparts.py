@@ -158,7 +158,7 @@ def tell_result(args: argparse.Namespace, result: dict[str, Any]) -> None:
         tell(args, f"SVM             {svm_line(svm)}")
     if result["seconds"] is not None:
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in (result["stage_seconds"] or {}).items())
-        tell(args, f"seconds         {result['seconds']:.1f} ({stages})")
+        tell(args, f"seconds         {result['seconds']:.1f}{f' ({stages})' if stages else ''}")
     sampled = "" if result["peak_exact"] else " (the largest sample)"
     limit, planned, data = (format_bytes(result[key]) for key in ("memory_limit_bytes", "planned_peak_bytes", "data_bytes"))
     searched = " (search included)" if (found := result.get("search")) is not None and not found["reused"] else ""

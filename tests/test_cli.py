@@ -278,6 +278,7 @@ def test_resume_leaves_a_finished_model_as_it_is(trained, tmp_path):
     for more, accuracy in (([], None), (["--test", folder / "test"], first["accuracy"])):
         done = run(*fit, *more)
         assert "m.h5 is finished: made of the same data and parameters" in done.stderr
+        assert " ()" not in done.stderr
         again = result(done)
         assert set(RESULT_KEYS) <= set(again)
         assert (again["resumed"], again["accuracy"], again["svm"]) == (True, accuracy, first["svm"])
