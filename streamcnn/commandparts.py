@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from streamcnn.errors import FileError, StoreError
-from streamcnn.files import begins_as
+from streamcnn.files import is_kind
 from streamcnn.images import ImageSource, open_images
 from streamcnn.labels import unknown_note
 from streamcnn.memory import MemoryMonitor, format_bytes, resolve_limit
@@ -75,7 +75,7 @@ def check_store(path: Path) -> None:
 
 def _begins_as_hdf5(path: Path) -> bool:
     check_regular(path)
-    return begins_as(path, "HDF5 file")
+    return is_kind(path, "HDF5 file")
 
 
 def parameters_of(args: argparse.Namespace) -> dict[str, Any]:

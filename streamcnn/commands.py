@@ -61,7 +61,7 @@ def _say_data(source: ImageSource) -> None:
 def fit(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn fit DATA --model M.h5`."""
     settings, limit, model_path = settings_of(args), resolve_limit(args.memory_limit), Path(args.model)
-    check_output_file(model_path, "--model", "HDF5 file", args.data, args.test or args.data)
+    check_output_file(model_path, "--model", "streamcnn model", args.data, args.test or args.data)
     store = Path(args.store) if args.store else model_path.with_name(model_path.name + ".store")
     seconds = None if args.search is None else parse_seconds(args.search)
     with MemoryMonitor(limit) as monitor, open_data(args, args.data, True, "auto", store) as source:

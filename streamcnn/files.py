@@ -14,8 +14,14 @@ from streamcnn.errors import FileError, StoreError, StreamCNNError
 from streamcnn.faults import step
 
 TEMPORARY_SUFFIX = ".tmp"
-# how each kind of output begins, in small letters
-BEGINNINGS = {"HDF5 file": b"\x89hdf", "CSV of predict": b"index,path,", "HTML page": b"<!doctype html"}
+# how each kind of file begins, in small letters, and what its first MiB has somewhere
+_HDF5 = b"\x89hdf"
+KINDS = {
+    "HDF5 file": (_HDF5, b""),
+    "streamcnn model": (_HDF5, b"streamcnn-model"),
+    "CSV of predict": (b"index,path,", b""),
+    "HTML page": (b"<!doctype html", b""),
+}
 
 
 def fsync_file(path: Path) -> None:
@@ -114,7 +120,7 @@ def _way_out(number: int | None) -> str:
 
 
 def check_output_file(path: Path, what: str, kind: str, *inputs: str | Path) -> None:
-    """Refuse a path that cannot become a file, is one of the `inputs` or holds what is not of its `kind` of `BEGINNINGS`, before any
+    """Refuse a path that cannot become a file, is one of the `inputs` or holds what is not of its `kind` of `KINDS`, before any
     work is spent on it."""
     for other in inputs:
         if path.exists() and Path(other).exists() and path.samefile(other):
@@ -129,17 +135,18 @@ def check_output_file(path: Path, what: str, kind: str, *inputs: str | Path) -> 
 
 
 def check_replaceable(path: Path, what: str, kind: str) -> None:
-    """Refuse to replace a file that is neither empty nor of that `kind` of `BEGINNINGS`: it may be a photo."""
-    if path.is_file() and path.stat().st_size and not begins_as(path, kind):
+    """Refuse to replace a file that is neither empty nor of that `kind` of `KINDS`: it may be a photo, or a data set."""
+    if path.is_file() and path.stat().st_size and not is_kind(path, kind):
         raise FileError(f"{what} must not be {path}, which is no {kind} and so is not replaced: give another file name, or remove it")
 
 
-def begins_as(path: Path, kind: str) -> bool:
-    """Whether the file begins as that `kind` of `BEGINNINGS` does."""
-    beginning = BEGINNINGS[kind]
+def is_kind(path: Path, kind: str) -> bool:
+    """Whether the file looks like that `kind` of `KINDS`."""
+    beginning, mark = KINDS[kind]
     try:
         with path.open("rb") as file:
-            return file.read(len(beginning)).lower() == beginning
+            start = file.read(1 << 20).lower()
+        return start.startswith(beginning) and mark in start
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
 

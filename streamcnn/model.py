@@ -300,14 +300,14 @@ class Model:
         return {f"{part}.{name}": np.asarray(a) for part, arrays in parts.items() for name, a in arrays.items()}
 
     def save(self, path: str | Path) -> None:
-        """Write the model as one file, complete or not at all; a file that is there is replaced only if it is an HDF5 file or empty.
+        """Write the model as one file, complete or not at all; a file that is there is replaced only if it is a model or empty.
 
         Raises
         ------
         FileError
             When there is another kind of file, or the system refuses to write.
         """
-        check_replaceable(Path(path), "path", "HDF5 file")
+        check_replaceable(Path(path), "path", "streamcnn model")
         self.write(Path(path))
 
     def write(self, path: Path) -> None:

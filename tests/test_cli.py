@@ -490,7 +490,10 @@ def test_plan_runs_nothing_and_shows_the_table(trained):
         (["predict", "{model}", "{uneven}"], "1.png: is 6 x 8 pixels (height x width) where the others are 8 x 8"),
         (["predict", "{model}", "{nan}", "--output", "{nan}"], "nan.npz, which is read: give another file name"),
         (["fit", "{nan}", "--model", "{nan}"], "nan.npz, which is read: give another file name"),
-        (["fit", "{train}", "--model", "{cut}/a/0.png"], "--model must not be {cut}/a/0.png, which is no HDF5 file and so is not replaced"),
+        (
+            ["fit", "{train}", "--model", "{cut}/a/0.png"],
+            "--model must not be {cut}/a/0.png, which is no streamcnn model and so is not replaced",
+        ),
         (["predict", "{model}", "{train}", "--output", "{nan}"], "which is no CSV of predict and so is not replaced: give another"),
         (["verify", "{none}"], "no such file"),
     ],

@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from sklearn.model_selection import cross_val_score
@@ -48,9 +49,15 @@ def test_save_replaces_models_only(known, tmp_path):
     """A photo or a text stays what it is, with an error that says so; a model and an empty file are replaced."""
     photo, there = tmp_path / "5.jpg", tmp_path / "m.h5"
     photo.write_bytes(b"\xff\xd8\xff\xe0 a photo")
-    with pytest.raises(OSError, match=r"path must not be .*5\.jpg, which is no HDF5 file and so is not replaced: give another file name"):
+    with pytest.raises(
+        OSError, match=r"path must not be .*5\.jpg, which is no streamcnn model and so is not replaced: give another file name"
+    ):
         known[0].save(photo)
     assert photo.read_bytes() == b"\xff\xd8\xff\xe0 a photo"
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["images"] = np.zeros((3, 8, 8), np.uint8)
+    with pytest.raises(OSError, match=r"data\.h5, which is no streamcnn model"):
+        known[0].save(tmp_path / "data.h5")
     there.touch()
     for _ in range(2):
         known[1].save(there)
