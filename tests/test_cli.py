@@ -492,7 +492,7 @@ def test_plan_runs_nothing_and_shows_the_table(trained):
         (["fit", "{nan}", "--model", "{nan}"], "nan.npz, which is read: give another file name"),
         (
             ["fit", "{train}", "--model", "{cut}/a/0.png"],
-            "--model must not be {cut}/a/0.png, which is no streamcnn model and so is not replaced",
+            "must not be {cut}/a/0.png, which is no streamcnn model and so is not replaced",
         ),
         (["predict", "{model}", "{train}", "--output", "{nan}"], "which is no CSV of predict and so is not replaced: give another"),
         (["verify", "{none}"], "no such file"),
