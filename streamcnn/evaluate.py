@@ -10,7 +10,7 @@ from streamcnn.images import ImageSource
 from streamcnn.labels import unknown_classes
 from streamcnn.memory import MemoryMonitor
 from streamcnn.model import Model, plan_decisions
-from streamcnn.planning import MemoryPlan, added
+from streamcnn.planning import MemoryPlan, StagePlan, added
 from streamcnn.stages import evaluate_claims, image_bytes
 
 N_EXAMPLES = 12
@@ -80,8 +80,10 @@ class Tested:
     certain: list[Example]
 
 
-def plan_testing(model: Model, source: ImageSource, n_jobs: int, limit: int, device: str = "auto") -> MemoryPlan:
-    """The plan of `run_testing`.
+def plan_testing(
+    model: Model, source: ImageSource, n_jobs: int, limit: int, device: str = "auto", after: StagePlan | None = None
+) -> MemoryPlan:
+    """The plan of `run_testing`, and of a later stage.
 
     Raises
     ------
@@ -90,7 +92,7 @@ def plan_testing(model: Model, source: ImageSource, n_jobs: int, limit: int, dev
     """
     # one whole image, its part that is cut to blocks of pixels, and their sums
     examples = {"examples": 3 * image_bytes(source) + 2 * N_EXAMPLES * 8 * _PICTURE_SIDE**2 * 3}
-    return plan_decisions(model, source, n_jobs, limit, device, added(evaluate_claims(source, len(model.classes_)), examples))
+    return plan_decisions(model, source, n_jobs, limit, device, added(evaluate_claims(source, len(model.classes_)), examples), after)
 
 
 def run_testing(

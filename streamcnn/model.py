@@ -20,7 +20,7 @@ from streamcnn.memory import MemoryMonitor, parse_bytes, resolve_limit
 from streamcnn.network import Network
 from streamcnn.pca import StreamingPCA
 from streamcnn.plan import plan_prediction
-from streamcnn.planning import MemoryPlan
+from streamcnn.planning import MemoryPlan, StagePlan
 from streamcnn.progress import Progress
 from streamcnn.rows import recut
 from streamcnn.sources import no_labels
@@ -395,9 +395,15 @@ def _check_header(header: dict[str, Any]) -> None:
 
 
 def plan_decisions(
-    model: Model, source: ImageSource, n_jobs: int, limit: int, device: str = "auto", extra: dict[str, int] | None = None
+    model: Model,
+    source: ImageSource,
+    n_jobs: int,
+    limit: int,
+    device: str = "auto",
+    extra: dict[str, int] | None = None,
+    after: StagePlan | None = None,
 ) -> MemoryPlan:
-    """The plan of `Model.decisions` for this source; `extra` are claims of whoever takes the decisions.
+    """The plan of `Model.decisions` for this source; `extra` are claims of whoever takes the decisions, `after` is a later stage.
 
     Raises
     ------
@@ -409,4 +415,4 @@ def plan_decisions(
     model.check_source(source)
     svm, k = model.svm, None if model.pca is None else model.pca.n_components_
     shapes = (k, svm.kernel_, len(model.classes_), svm.n_vectors)
-    return plan_prediction(source, model.network, *shapes, model.feature_dtype, n_jobs, limit, get_kernels(device), extra)
+    return plan_prediction(source, model.network, *shapes, model.feature_dtype, n_jobs, limit, get_kernels(device), extra, after)

@@ -266,8 +266,11 @@ def plan_prediction(
     limit: int,
     kernels,
     extra: dict[str, int] | None = None,
+    after: StagePlan | None = None,
 ) -> MemoryPlan:
-    """The plan of predicting with a fitted model, which is in memory already; `extra` are claims of whoever takes the decisions.
+    """The plan of predicting with a fitted model, which is in memory already, and of the stage `after`, which the kernels stay loaded in.
+
+    `extra` are claims of whoever takes the decisions.
 
     Raises
     ------
@@ -278,7 +281,7 @@ def plan_prediction(
 
     def build(chunk: int) -> MemoryPlan:
         claims = _predicting(source, network, chunk, dtype, n_jobs, kernels, n_components, kernel, n_classes, n_support)
-        return MemoryPlan(limit, base, chunk, [StagePlan("predict", added(claims, extra or {}))])
+        return MemoryPlan(limit, base, chunk, [StagePlan("predict", added(claims, extra or {})), *([after] if after else [])])
 
     return choose_chunk(limit, largest_chunk(source, network), build)
 

@@ -32,6 +32,7 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
     if model.is_file():  # the arrays, and what is made of them
         claims = added(claims, {"model": 2 * model.stat().st_size})
     plan = _plan_reading(limit, claims)
+    plan.check()
     with MemoryMonitor(limit) as monitor, monitor.stage("verify", plan.peak_bytes):
         if store is not None:
             say(f"checks {format_bytes(store.nbytes)} in {path}")
@@ -71,7 +72,9 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     store, tested = FeatureStore(path), None
     plan = _plan_reading(limit, reading_claims(store), "report")
     with MemoryMonitor(limit) as monitor:
-        if args.test is not None:
+        if args.test is None:
+            plan.check()
+        else:  # both together: to name a limit for each in turn would be a refusal after the other
             tested, plan = _test(args, store, plan.stage("report"), limit, n_jobs, monitor)
         bar = Progress(1, monitor).bar("report", None, "pictures")  # drawing them takes seconds
         with monitor.stage("report", plan.planned("report")), bar as update:
@@ -89,14 +92,13 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
 def _test(
     args: argparse.Namespace, store: FeatureStore, after: StagePlan, limit: int, n_jobs: int, monitor: MemoryMonitor
 ) -> tuple[Tested, MemoryPlan]:
-    """How the store's model does on `--test`, and the plan of that and of the stage `after` it, which the kernels stay loaded in."""
+    """How the store's model does on `--test`, and the plan of that and of the stage `after` it."""
     if not (store.path / "model.h5").is_file():
         raise StoreError(f"{store.path} holds no finished model for --test: let the fit go on with --resume, or leave --test out")
     model = load_model(store.path / "model.h5", limit)
     with open_data(args, args.test, True, model.reading_shape) as source:
-        plan = plan_testing(model, source, n_jobs, limit, args.device)
+        plan = plan_testing(model, source, n_jobs, limit, args.device, after)
         plan = replace(plan, stages=[replace(plan.stages[0], name="evaluate"), after])
-        plan.check()
         with monitor.stage("evaluate", plan.planned("evaluate")), Progress(1, monitor).bar("evaluate", source.n_samples) as update:
             return run_testing(model, source, plan.chunk_size, n_jobs, args.device, update, monitor), plan
 
@@ -104,15 +106,13 @@ def _test(
 def _plan_reading(limit: int, claims: dict[str, int] | None = None, stage: str = "verify") -> MemoryPlan:
     """The plan of reading a store with these claims, or a small model; what is larger is refused when its size is seen."""
     reading = StagePlan(stage, added({"small files": 16 << 20}, claims or {}))
-    plan = MemoryPlan(limit, {"already in use": resident_bytes()}, 1, [reading])
-    plan.check()
-    return plan
+    return MemoryPlan(limit, {"already in use": resident_bytes()}, 1, [reading])
 
 
 def info(args: argparse.Namespace) -> dict[str, Any]:
     """`streamcnn info PATH`."""
     path, limit = Path(args.path), resolve_limit(args.memory_limit)
-    _plan_reading(limit)
+    _plan_reading(limit).check()
     if path.is_dir():
         store = FeatureStore(path)
         stages = [entry["stage"] for entry in store.entries if "stage" in entry]

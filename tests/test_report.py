@@ -403,6 +403,15 @@ def test_what_drawing_takes_is_declared_from_the_store(made, tmp_path):
 
 
 @drawing
+def test_the_limit_that_a_refusal_names_is_enough_with_test_images_too(made, tmp_path):
+    """Tests and pictures are planned together: the limit named does, where one after the other was refused before."""
+    report = ["report", made[0] / "store", "--test", made[0] / "test.npz", "--output", tmp_path / "r.html", "--memory-limit"]
+    _, err = run(*report, "20MiB", code=1)
+    named = int(re.search(r"set memory_limit to at least (\d+)MiB", err)[1])
+    run(*report, f"{named + 8}MiB")  # this process holds a little more by now
+
+
+@drawing
 def test_bad_input_is_one_line(made, tmp_path):
     """No store, an output in no folder, a limit that is too small, test images of another shape or without known classes."""
     folder, _ = made
