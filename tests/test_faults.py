@@ -153,7 +153,7 @@ def folders(tmp_path: Path, positions) -> list[tuple[int, Path]]:
     return [(position, tmp_path / str(position)) for position in positions]
 
 
-@pytest.mark.parametrize(("variant", "n"), [(name, 8 if number == 0 else 3) for number, name in enumerate(VARIANTS)])
+@pytest.mark.parametrize(("variant", "n"), [(name, 5 if number == 0 else 3) for number, name in enumerate(VARIANTS)])
 def test_a_run_killed_at_a_step_goes_on_to_the_same_model(variant, n, reference, tmp_path):
     # a sample of `test_each_step_killed_once`
     chosen = reference(variant)
