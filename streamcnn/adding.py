@@ -142,7 +142,7 @@ class _Addition:
     def _merge_classes(self) -> None:
         """`classes`, sorted, and `stored`, labels in the order of the store's codes, which only grows at its end."""
         if self.source.classes_ is None:
-            raise no_labels(self.source, "give a folder with one subfolder per class, a file with labels, or the labels argument")
+            raise no_labels(self.source)
         old, new = self.model.classes_, self.source.classes_
         dtype = np.promote_types(old.dtype, new.dtype)
         if (old.dtype.kind == "U") != (new.dtype.kind == "U") or dtype.kind == "f":

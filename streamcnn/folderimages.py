@@ -77,7 +77,7 @@ class FolderSource(ImageSource):
         headers = self._probe(listing.names, tolerated, caps)
         sizes = Counter((header.height, header.width) for header in headers.values())
         height, width = sizes.most_common(1)[0][0]
-        if image_shape == "auto":
+        if asked is None and image_shape is not None:  # "auto"; compared with that, an array of two sides would be two answers
             asked = common_shape(sizes)
             if asked is not None:
                 warn(
@@ -90,13 +90,13 @@ class FolderSource(ImageSource):
                     f"(--image-size {SIDE}x{SIDE}) takes a fraction of the time, and may recognise no less"
                 )
         caps = replace(caps, resized=asked is not None)
-        height, width = asked[:2] if asked else (height, width)
+        if asked:
+            height, width = asked[:2]
         channels = asked[2] if asked and len(asked) == 3 else (3 if any(header.colour for header in headers.values()) else 1)
         bits = max(header.bits for header in headers.values())
         self._decoder = Decoder(height, width, channels, bits, asked is not None, asked is not None and len(asked) == 3, caps)
         # in larger folders only where the probe shows that they differ; those left out as bad may be of any size
-        uneven = len(listing.names) <= _CHECKED or any((h.height, h.width) != (height, width) for h in headers.values())
-        self._sizes_unknown = uneven and not (asked or tolerated)
+        self._sizes_unknown = (len(listing.names) <= _CHECKED or len(sizes) > 1) and not (asked or tolerated)
         self._decoding = _COSTLIEST_MODE * height * width
         if asked or self._decoding > SMALL_DECODING:
             self._decoding = self._costliest_file(listing.names, tolerated, caps)

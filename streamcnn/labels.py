@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,8 +166,7 @@ def codes_among(classes: np.ndarray, known: np.ndarray) -> np.ndarray:
     places = {key(value): code for code, value in enumerate(known.tolist())}
     codes = np.array([places.get(key(value), -1) for value in classes.tolist()], np.int32)
     if (codes < 0).all():
-        some = ", ".join(map(str, known[:5].tolist())) + (", ..." if len(known) > 5 else "")
-        raise DataError(f"no class of these images is one the model knows: it was trained on {some}")
+        raise DataError(f"no class of these images is one the model knows: it was trained on {some_of(known.tolist())}")
     return codes
 
 
@@ -183,11 +182,16 @@ def unknown_classes(labels: np.ndarray, classes: np.ndarray, known: np.ndarray) 
 def unknown_note(unknown: dict[str, int], n_samples: int) -> str:
     """What is said of `unknown_classes`, the largest by name."""
     largest = sorted(unknown.items(), key=lambda item: -item[1])
-    some = ", ".join(f"{name} {count:,}" for name, count in largest[:5]) + (", ..." if len(largest) > 5 else "")
+    some = some_of([f"{name} {count:,}" for name, count in largest])
     return (
         f"{sum(unknown.values()):,} of {n_samples:,} images are of classes that the model does not know ({some}), and count as wrong: "
         "leave them out, or train it with them too"
     )
+
+
+def some_of(names: Sequence[Any], most: int = 5) -> str:
+    """The first of them, for people."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def labels_digest(codes: np.ndarray, classes: np.ndarray) -> str:

@@ -147,7 +147,7 @@ def plan(
 def check_labels(source: ImageSource) -> int:
     """Number of classes; refuses a source without labels or with one class."""
     if source.labels is None or source.classes_ is None:
-        raise no_labels(source, "give a folder with one subfolder per class, a file with labels, or the labels argument")
+        raise no_labels(source)
     if len(source.classes_) < 2:
         only = next(iter(source.classes_.tolist()), None)
         raise DataError(f"at least 2 classes are needed to train a classifier, got 1 class ({only!r}): add images of another class")

@@ -114,7 +114,11 @@ def check_image_shape(image_shape) -> tuple[int, ...] | None:
     return tuple(int(size) for size in shape)
 
 
-def no_labels(source: "ImageSource", way: str, what: str = "labels are missing") -> DataError:
+def no_labels(
+    source: "ImageSource",
+    way: str = "give a folder with one subfolder per class, a file with labels, or the labels argument",
+    what: str = "labels are missing",
+) -> DataError:
     """The error for a source without labels that should have some: of which file or folder, and the usual reason for a folder."""
     where = "" if source.path is None else f"{source.path}: "
     flat = ", as no image lies in a subfolder (perhaps the path is one level too deep)" if source.kind == "folder" else ""

@@ -12,6 +12,7 @@ from streamcnn.commandparts import check_store, memory_facts, open_data, open_mo
 from streamcnn.errors import FileError, StoreError
 from streamcnn.evaluate import Tested, plan_testing, run_testing
 from streamcnn.files import check_output_file, replacing
+from streamcnn.labels import some_of
 from streamcnn.memory import MemoryMonitor, format_bytes, resolve_limit
 from streamcnn.model import Model, load_model
 from streamcnn.planning import MemoryPlan, StagePlan, added
@@ -145,8 +146,8 @@ def _store_lines(store: FeatureStore, result: dict[str, Any]) -> dict[str, str]:
         "data": str(source.get("path") or "arrays") if source else "",
         # of a store that somebody made up it may be anything
         "images": f"{n_images:,} of {' x '.join(map(str, shape))}" if isinstance(n_images, int) and isinstance(shape, list) else "",
-        "classes": f"{len(classes):,}: {_some(classes)}" if classes else "",
-        "left out": f"{counted(len(bad), 'files')}: {_some([name for name, _ in bad])}" if bad else "",
+        "classes": f"{len(classes):,}: {some_of(classes, _MOST_NAMES)}" if classes else "",
+        "left out": f"{counted(len(bad), 'files')}: {some_of([name for name, _ in bad], _MOST_NAMES)}" if bad else "",
         "features": f"{store.n_rows:,} rows of {store.n_features:,}",
         "finished": ", ".join(named[stage] for stage in stages) or "nothing",
         "unfinished": ", ".join(text for stage, text in named.items() if stage not in stages),
@@ -164,10 +165,6 @@ def _preset(config: dict[str, Any]) -> str:
         return config["parameters"]["preset"] + "".join(f", {name} {value}" for name, value in different.items())
     except (KeyError, TypeError, ValueError, AttributeError):
         return ""
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
 
 
 def _listed(versions: Any) -> str:

@@ -361,7 +361,7 @@ def test_files_of_several_sizes_are_resized_automatically_and_one_odd_file_is_no
         "image_shape=(height, width) (--image-size HxW) sets another size"
     ]
     assert said[0].filename == __file__
-    told = open_images(tmp_path, image_shape=shape)
+    told = open_images(tmp_path, image_shape=np.array(shape))
     assert source.fingerprint() == told.fingerprint() and source.opened_with == told.opened_with
     assert source.reading_shape == (*shape, 1)
     np.testing.assert_array_equal(read_all(source), read_all(told))
